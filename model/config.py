@@ -1,0 +1,111 @@
+"""What distinguishes the three variants of the network. Every field is written into checkpoints and manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from ..errors import AmsaError
+from ..plugins.patch_match.spec import SCHEDULES
+from ..stages import Stage, stages
+
+
+@dataclass(frozen=True)
+class AMSAConfig:
+    """Sizes and choices of an AMSA network.
+
+    Attributes:
+        variant: "published" (the research code's network), "paper" (the paper's text) or "small" (ours, compact).
+        encoder: "vgg" (VGG16 keys to conv3_1, VGG19 values at relu1_1, relu2_1, relu3_1) or "compact" (learned, shared keys).
+        key_channels: channels of match keys and queries.
+        value_channels: channels of the reference values at 1, 2 and 4 times the LR grid.
+        channels: width of the restoration trunk (ngf).
+        blocks: residual blocks per trunk: content, and restoration at each scale.
+        groups: offset groups of the dynamic aggregation.
+        schedule: order and reach of the propagation steps, see plugins/patch_match.
+        iterations: M at 1/8, 1/4, 1/2 and full matching resolution.
+        cosine: relevance is the cosine of Eq. 1; otherwise the published <K, Q/|Q|>, about [-3, 3].
+        base: upsampling of the LR picture that the network's output is added to, "bilinear" or "bicubic".
+        sharpness: factor on the relevance in the softmax over references (Eq. 9; the published code's 10).
+        ref_scales: each reference is used at scales ref_factor^0 .. ref_factor^(ref_scales - 1).
+        ref_factor: k of the paper.
+    """
+
+    variant: str
+    encoder: str
+    key_channels: int
+    value_channels: tuple[int, int, int]
+    channels: int
+    blocks: int
+    groups: int
+    schedule: str
+    iterations: tuple[int, int, int, int]
+    cosine: bool
+    base: str
+    sharpness: float = 10.0
+    ref_scales: int = 5
+    ref_factor: float = 0.8
+
+    def __post_init__(self) -> None:
+        choices = {"variant": tuple(VARIANTS), "encoder": ("vgg", "compact"), "schedule": SCHEDULES, "base": ("bilinear", "bicubic")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise AmsaError(f"config: {name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+        if self.encoder == "vgg" and (self.key_channels, self.value_channels) != (256, (256, 128, 64)):
+            raise AmsaError("config: the vgg encoder has 256 key channels and (256, 128, 64) value channels")
+        for name in ("value_channels", "iterations"):
+            if any(v < 1 for v in getattr(self, name)):
+                raise AmsaError(f"config: {name} is {getattr(self, name)}; every entry must be at least 1")
+        for name in ("key_channels", "channels", "blocks", "groups", "ref_scales"):
+            if getattr(self, name) < 1:
+                raise AmsaError(f"config: {name} is {getattr(self, name)}; it must be at least 1")
+        if any(c % self.groups for c in self.value_channels):
+            raise AmsaError(f"config: value_channels {self.value_channels} must divide into {self.groups} groups")
+
+    @property
+    def warp_mask_from_ref(self) -> bool:
+        """The published warp reads its masks from the unwarped reference; otherwise they come from the LR features."""
+        return self.variant == "published"
+
+    @property
+    def published_protocol(self) -> bool:
+        """Published weights want zero padding to one common size, and the values of scale 0 for every scale."""
+        return self.variant == "published"
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The five graphs of this network."""
+        return stages(self.key_channels, self.value_channels, self.channels, self.warp_mask_from_ref)
+
+    @classmethod
+    def published(cls, channels: int = 64, blocks: int = 16, groups: int = 8) -> AMSAConfig:
+        """The research code's network, which loads the published checkpoints."""
+        return cls("published", "vgg", 256, (256, 128, 64), channels, blocks, groups, "published", (1, 1, 1, 4), False, "bilinear")
+
+    @classmethod
+    def paper(cls, channels: int = 64, blocks: int = 16, groups: int = 8) -> AMSAConfig:
+        """The paper's text: its schedule, cosine relevance, values of each scale, any sizes."""
+        return cls("paper", "vgg", 256, (256, 128, 64), channels, blocks, groups, "paper", (1, 1, 2, 6), True, "bilinear")
+
+    @classmethod
+    def small(cls) -> AMSAConfig:
+        """Ours: learned encoders of a few layers, for CPUs and small downloads."""
+        return cls("small", "compact", 16, (48, 32, 16), 32, 4, 4, "paper", (1, 1, 2, 6), True, "bicubic")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> AMSAConfig:
+        """The reverse of `to_dict`. AmsaError names unknown and missing fields."""
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise AmsaError(f"config: unknown field {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        if missing := sorted(known - set(values)):
+            raise AmsaError(f"config: missing field {', '.join(missing)}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+VARIANTS = {"published": AMSAConfig.published, "paper": AMSAConfig.paper, "small": AMSAConfig.small}
+"""Constructors by name, as the command line knows them."""

@@ -1,0 +1,102 @@
+"""Coarse-to-Fine Embedded PatchMatch (paper, section 3.1; Figure 3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..plugins import torch_ops as _register_ops  # noqa: F401  (imported for torch.ops.amsa)
+from ..stages import KEY_LEVELS
+from .config import AMSAConfig
+
+# x -> x^5 is a permutation of the integers modulo 2^31 - 1 (5 does not divide 2^31 - 2), and every product stays below
+# 2^62: a random-looking sequence from multiplications and remainders alone, which every runtime computes exactly.
+_PRIME = 2**31 - 1
+
+
+def _scramble(x: Tensor) -> Tensor:
+    for multiplier, increment in ((48271, 1013904223), (1583458089, 374761393)):
+        x = (x * multiplier + increment) % _PRIME
+        square = x * x % _PRIME
+        x = square * square % _PRIME * x % _PRIME
+    return x
+
+
+def initial_matches(seed: Tensor, height: int, width: int, count: Tensor) -> Tensor:
+    """Random matches to begin with, from nothing but (seed, position): equal on every backend.
+
+    Args:
+        seed: int32 [1], any value from 0.
+        height, width: the grid.
+        count: int64 [N, 2], how many reference rows and columns there are to choose from.
+
+    Returns:
+        int32 [N, 2, height, width], (y, x).
+    """
+    index = torch.arange(height, device=seed.device)[:, None] * width + torch.arange(width, device=seed.device)
+    draws = _scramble(2 * index + torch.arange(2, device=seed.device)[:, None, None] + seed.long() * 1_000_003)
+    return torch.div(draws * count[:, :, None, None], _PRIME, rounding_mode="floor").int()
+
+
+class Matcher(nn.Module):
+    """Finds for every LR position the most relevant position of a reference: four PatchMatch levels, coarse to fine."""
+
+    def __init__(self, config: AMSAConfig) -> None:
+        super().__init__()
+        self.schedule = config.schedule
+        self.iterations = config.iterations
+        self.cosine = config.cosine
+
+    def forward(
+        self,
+        queries: tuple[Tensor, ...],
+        keys: tuple[Tensor, ...],
+        valid: Tensor,
+        seed: Tensor,
+        init: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Match K (queries, from LR) against Q (keys, from a reference).
+
+        Args:
+            queries: [N, C, h, w] at 1/1, 1/2, 1/4, 1/8; h and w multiples of 8.
+            keys: [N, C, Hk, Wk] likewise.
+            valid: int32 [1|N, 2], rows and columns of the finest keys that are picture.
+            seed: int32 [1].
+            init: matches to begin with at 1/8, int32 [N, 2, h/8, w/8]; None draws them from the seed.
+
+        Returns:
+            match: int32 [N, 2, h+2, w+2]: H, (y, x) of each patch's top-left corner, for anchors -2 to h-1 and -2 to
+                w-1; anchors without a whole patch hold their own position (zero flow).
+            relevance: float32 [N, 1, h, w]: S (Eq. 2) at each patch's centre, zero on the border.
+        """
+        match = init
+        if match is None:
+            coarsest = torch.div(valid.long() + 7, 8, rounding_mode="floor")
+            match = initial_matches(seed, queries[-1].shape[2], queries[-1].shape[3], coarsest)
+        relevance = match
+        for level in reversed(range(len(KEY_LEVELS))):
+            match, relevance = torch.ops.amsa.patch_match(
+                queries[level],
+                keys[level],
+                valid,
+                match,
+                iterations=self.iterations[-1 - level],
+                schedule=self.schedule,
+                level=level,
+                pad=int(level > 0),
+                init_scale=1 if level == len(KEY_LEVELS) - 1 else 2,
+            )
+        height, width = queries[0].shape[2:]
+        rows = torch.arange(-2, height, device=match.device, dtype=torch.int32)
+        cols = torch.arange(-2, width, device=match.device, dtype=torch.int32)
+        own = torch.stack((rows[:, None].expand(-1, width + 2), cols[None, :].expand(height + 2, -1)))
+        flow = match - own[:, 2:-2, 2:-2]
+        # With unit vectors in all nine pixels a query patch has norm 3: S / 3 is the cosine of Eq. 1.
+        relevance = relevance / 3 if self.cosine else relevance
+        return F.pad(flow, (2, 2, 2, 2)) + own, F.pad(relevance, (1, 1, 1, 1))
+
+
+def fusion_weights(relevances: list[Tensor], sharpness: float) -> list[Tensor]:
+    """S' of Eq. 9: softmax over all references and scales, [N, 1, h, w] each."""
+    return list(torch.softmax(sharpness * torch.cat(relevances, 1), 1).split(1, 1))

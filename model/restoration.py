@@ -1,0 +1,140 @@
+"""Multi-Scale Dynamic Aggregation and the restoration towers (paper, section 3.2; Eq. 6 to 10)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..stages import VALUE_SCALES
+from .config import AMSAConfig
+from .resample import upscale_bicubic, upscale_bilinear, upscale_nearest
+
+
+def lrelu(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, 0.1)
+
+
+def conv3(c_in: int, c_out: int) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, 3, padding=1)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = conv3(channels, channels), conv3(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.conv2(F.relu(self.conv1(x)))
+        return x
+
+
+def trunk(channels: int, blocks: int) -> nn.Sequential:
+    return nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)))
+
+
+class ContentExtractor(nn.Module):
+    """F, the LR content features: [N, 3, h, w] -> [N, channels, h, w]."""
+
+    def __init__(self, channels: int, blocks: int) -> None:
+        super().__init__()
+        self.conv_first = conv3(3, channels)
+        self.body = trunk(channels, blocks)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        content: Tensor = self.body(lrelu(self.conv_first(lr)))
+        return content
+
+
+class DynamicAggregation(nn.Module):
+    """Aggregates reference features around the matches (Eq. 6 to 8) at one scale.
+
+    Each sum over nine taps is the op DeformableSample followed by a 1x1 convolution with the weights w_j.
+    """
+
+    def __init__(self, value_channels: int, channels: int, groups: int, scale: int, mask_from_ref: bool) -> None:
+        super().__init__()
+        self.scale, self.groups = scale, groups
+        # Published: masks from the unwarped reference, made in `encode_ref`. Otherwise from the LR features, which
+        # exist at every output pixel whatever the reference's size.
+        self.warp_mask = None if mask_from_ref else conv3(channels, 9)
+        self.warp = nn.Conv2d(9 * value_channels, value_channels, 1)
+        self.offset_conv1 = conv3(channels + value_channels, value_channels)
+        self.offset_conv2 = conv3(value_channels, value_channels)
+        self.offset_mask = conv3(value_channels, 27 * groups)
+        self.aggregate = nn.Conv2d(9 * value_channels, value_channels, 1)
+
+    def forward(self, x: Tensor, value: Tensor, match: Tensor, warp_mask: Tensor | None) -> Tensor:
+        sample = torch.ops.amsa.deformable_sample
+        if self.warp_mask is not None:
+            warp_mask = self.warp_mask(x)
+        warped = self.warp(sample(value, match, warp_mask, scale=self.scale, groups=1))  # Y' (Eq. 6)
+        features = lrelu(self.offset_conv1(torch.cat((x, warped), 1)))
+        offset_mask = self.offset_mask(lrelu(self.offset_conv2(features)))  # Delta P (Eq. 7)
+        # Y (Eq. 8)
+        return lrelu(self.aggregate(sample(value, match, offset_mask, scale=self.scale, groups=self.groups)))
+
+
+class ScaleRestoration(nn.Module):
+    """Dynamic aggregation and a residual trunk at one scale; doubles the resolution unless it is the last scale."""
+
+    def __init__(self, config: AMSAConfig, index: int) -> None:
+        super().__init__()
+        channels, value_channels, scale = config.channels, config.value_channels[index], VALUE_SCALES[index]
+        self.aggregation = DynamicAggregation(value_channels, channels, config.groups, scale, config.warp_mask_from_ref)
+        self.head = conv3(channels + value_channels, channels)
+        self.body = trunk(channels, config.blocks)
+        self.up = conv3(channels, 4 * channels) if scale < VALUE_SCALES[-1] else None
+
+    def forward(self, x: Tensor, value: Tensor, match: Tensor, warp_mask: Tensor | None) -> Tensor:
+        aggregated = self.aggregation(x, value, match, warp_mask)
+        h = self.body(lrelu(self.head(torch.cat((x, aggregated), 1)))) + x
+        return lrelu(F.pixel_shuffle(self.up(h), 2)) if self.up is not None else h
+
+
+class Restoration(nn.Module):
+    """One reference's tower: content -> x2 -> x4, then its share of the sum over references (Eq. 10)."""
+
+    def __init__(self, config: AMSAConfig) -> None:
+        super().__init__()
+        self.scales = nn.ModuleList(ScaleRestoration(config, i) for i in range(len(VALUE_SCALES)))
+
+    def forward(
+        self,
+        content: Tensor,
+        match: Tensor,
+        weight: Tensor,
+        values: tuple[Tensor, ...],
+        warp_masks: tuple[Tensor, ...],
+        accumulator: Tensor,
+    ) -> Tensor:
+        """Add this reference's features, weighted, to the accumulator.
+
+        Args:
+            content: F, [N, channels, h, w].
+            match: int32 [N, 2, h+2, w+2], from the matcher or a slice of it.
+            weight: S' (Eq. 9), [N, 1, h, w].
+            values: V at 1, 2 and 4 times the matching grid, [1|N, C, s*Hk, s*Wk].
+            warp_masks: published variant only: [1|N, 9, s*h, s*w]; otherwise empty.
+            accumulator: [N, channels, 4h, 4w].
+        """
+        x = content
+        for i, scale in enumerate(self.scales):
+            x = scale(x, values[i], match, warp_masks[i] if warp_masks else None)
+        return accumulator + x * upscale_nearest(weight)
+
+
+class Finish(nn.Module):
+    """Z (Eq. 10): the last convolutions over the fused features, added to the upsampled LR picture."""
+
+    def __init__(self, config: AMSAConfig) -> None:
+        super().__init__()
+        self.conv1 = conv3(config.channels, config.channels // 2)
+        self.conv2 = conv3(config.channels // 2, 3)
+        self.bicubic = config.base == "bicubic"
+
+    def forward(self, accumulator: Tensor, lr: Tensor) -> Tensor:
+        """[N, channels, 4h, 4w] and [N, 3, h, w] -> [N, 3, 4h, 4w], not clamped."""
+        base = upscale_bicubic(lr) if self.bicubic else upscale_bilinear(lr)
+        sr: Tensor = self.conv2(lrelu(self.conv1(accumulator))) + base
+        return sr

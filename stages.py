@@ -1,0 +1,86 @@
+"""The five graphs of an exported model and their tensors: one declaration for the network, the export and the runtime.
+
+Sizes: LR is h x w (a multiple of 8, padded by the runtime), a reference at one scale H x W (a multiple of 32), and
+`Hk, Wk` = H/4, W/4 the reference's matching grid. Key and value names end in the divisor or multiple of that grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SCALE = 4
+"""The upscaling factor."""
+LR_MULTIPLE = 8
+"""LR sides are padded to this multiple: three halvings of the matching grid."""
+REF_MULTIPLE = SCALE * LR_MULTIPLE
+LR_MIN = 16
+"""The smallest LR side, in pixels: two matching positions at the coarsest level."""
+REF_MIN = 64
+"""The smallest side of a reference photo, in pixels: at scale 0.8^4 six matching positions remain."""
+
+KEY_LEVELS = (1, 2, 4, 8)
+VALUE_SCALES = (1, 2, 4)
+
+
+@dataclass(frozen=True)
+class TensorIO:
+    """A graph's input or output: name, type, and dimensions; a word is dynamic, the same word means the same size."""
+
+    name: str
+    dims: tuple[int | str, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    doc: str
+    inputs: tuple[TensorIO, ...]
+    outputs: tuple[TensorIO, ...]
+
+
+def _pyramid(prefix: str, channels: int, height: str, width: str) -> tuple[TensorIO, ...]:
+    names = ((height, width) if n == 1 else (f"{height}/{n}", f"{width}/{n}") for n in KEY_LEVELS)
+    return tuple(TensorIO(f"{prefix}_{n}", (1, channels, *hw)) for n, hw in zip(KEY_LEVELS, names, strict=True))
+
+
+def _scaled(prefix: str, channels: tuple[int, ...], height: str, width: str) -> tuple[TensorIO, ...]:
+    names = ((height, width) if s == 1 else (f"{s}*{height}", f"{s}*{width}") for s in VALUE_SCALES)
+    return tuple(
+        TensorIO(f"{prefix}_{s}", (1, c, *hw)) for s, c, hw in zip(VALUE_SCALES, channels, names, strict=True)
+    )
+
+
+def stages(key_channels: int, value_channels: tuple[int, ...], channels: int, warp_mask_from_ref: bool) -> tuple[Stage, ...]:
+    """The five graphs of a model with these channel counts.
+
+    `warp_mask_from_ref`: the published network computes the warp's masks from the reference, pixel by pixel at the same
+    place, so `encode_ref` hands them to `restore`; LR and reference must then have one size.
+    """
+    keys = _pyramid("key", key_channels, "Hk", "Wk")
+    queries = _pyramid("query", key_channels, "h", "w")
+    values = _scaled("value", value_channels, "Hk", "Wk")
+    masks = _scaled("warp_mask", (9, 9, 9), "Hk", "Wk") if warp_mask_from_ref else ()
+    tile_masks = _scaled("warp_mask", (9, 9, 9), "h", "w") if warp_mask_from_ref else ()
+    lr = TensorIO("lr", (1, 3, "h", "w"))
+    content = TensorIO("content", (1, channels, "h", "w"))
+    match = TensorIO("match", (1, 2, "h+2", "w+2"), "int32")
+    relevance = TensorIO("relevance", (1, 1, "h", "w"))
+    accumulator = TensorIO("accumulator", (1, channels, "4*h", "4*w"))
+    return (
+        Stage("encode_ref", "features of a reference at one scale", (TensorIO("ref", (1, 3, "4*Hk", "4*Wk")),), keys + values + masks),
+        Stage("encode_lr", "features of the LR picture", (lr,), (*queries, content)),
+        Stage(
+            "match",
+            "for every LR position the most relevant reference position, coarse to fine",
+            (*queries, *keys, TensorIO("valid", (1, 2), "int32"), TensorIO("seed", (1,), "int32")),
+            (match, relevance),
+        ),
+        Stage(
+            "restore",
+            "one reference's restored features, weighted, added to the accumulator",
+            (content, match, TensorIO("weight", (1, 1, "h", "w")), *values, *tile_masks, accumulator),
+            (TensorIO("accumulator_out", accumulator.dims),),
+        ),
+        Stage("finish", "the picture from the accumulated features", (accumulator, lr), (TensorIO("sr", (1, 3, "4*h", "4*w")),)),
+    )
