@@ -30,7 +30,7 @@ MAX_PIXELS = 64_000_000
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # the suffixes that are written
 FORMATS |= {".tif": "TIFF", ".tiff": "TIFF", ".avif": "AVIF", ".bmp": "BMP"}
-_READABLE = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "AVIF")  # the rest is rare or, as EPS, runs programs
+_READABLE = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")  # the rest is rare or, as EPS, runs programs
 _LOSSY: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"quality": 95},
@@ -415,7 +415,7 @@ def _encode_tiff(pixels: Samples, photo: Photo, name: str) -> bytes:
     """Encode without compression. EXIF is a TIFF that lacks pixels: Pillow writes the tags, the pixels follow."""
     height, width, channels = np.atleast_3d(pixels).shape
     data = pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
-    # 259: no compression, 262: gray or RGB, 278: one strip, 273: its offset, to which Pillow adds the length of the tags
+    # 259: no compression, 262: gray or RGB, 278: one strip, 273: its offset, to which Pillow adds what comes before
     layout: dict[int, Any] = {256: width, 257: height, 258: (photo.bits,) * channels, 259: 1, 277: channels}
     layout |= {262: 1 if photo.gray else 2, 273: 0, 278: height, 279: len(data)}
     layout |= {338: 2} if photo.alpha is not None else {}  # alpha that is not premultiplied

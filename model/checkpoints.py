@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AmsaError
-from .config import AMSAConfig
+from ..config import AMSAConfig
 from .network import AMSA
 
 # The shared key net of the compact encoder appears under both encoders; a file holds it once.

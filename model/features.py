@@ -44,7 +44,8 @@ class VGGToConv3(nn.Module):
 
 def unit(x: Tensor) -> Tensor:
     """L2-normalise over channels at every position, in float32 (1e-12 would underflow in float16)."""
-    return F.normalize(x.float(), dim=1).to(x.dtype)
+    norm = torch.linalg.vector_norm(x.float(), dim=1, keepdim=True)
+    return (x.float() / norm.clamp_min(1e-12)).to(x.dtype)  # F.normalize, without the Expand it exports
 
 
 class VGGKeys(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..plugins import torch_ops as _register_ops  # noqa: F401  (imported for torch.ops.amsa)
 from ..stages import KEY_LEVELS
-from .config import AMSAConfig
+from ..config import AMSAConfig
 
 # x -> x^5 is a permutation of the integers modulo 2^31 - 1 (5 does not divide 2^31 - 2), and every product stays below
 # 2^62: a random-looking sequence from multiplications and remainders alone, which every runtime computes exactly.
@@ -36,7 +36,8 @@ def initial_matches(seed: Tensor, height: int, width: int, count: Tensor) -> Ten
     """
     index = torch.arange(height, device=seed.device)[:, None] * width + torch.arange(width, device=seed.device)
     draws = _scramble(2 * index + torch.arange(2, device=seed.device)[:, None, None] + seed.long() * 1_000_003)
-    return torch.div(draws * count[:, :, None, None], _PRIME, rounding_mode="floor").int()
+    # `//`, not torch.div: the latter is exported as a float32 division.
+    return (draws * count[:, :, None, None] // _PRIME).int()
 
 
 class Matcher(nn.Module):
@@ -72,7 +73,7 @@ class Matcher(nn.Module):
         """
         match = init
         if match is None:
-            coarsest = torch.div(valid.long() + 7, 8, rounding_mode="floor")
+            coarsest = (valid.long() + 7) // 8
             match = initial_matches(seed, queries[-1].shape[2], queries[-1].shape[3], coarsest)
         relevance = match
         for level in reversed(range(len(KEY_LEVELS))):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..stages import VALUE_SCALES
-from .config import AMSAConfig
+from ..config import AMSAConfig
 from .resample import upscale_bicubic, upscale_bilinear, upscale_nearest
 
 

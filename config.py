@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ..errors import AmsaError
-from ..plugins.patch_match.spec import SCHEDULES
-from ..stages import Stage, stages
+from .errors import AmsaError
+from .plugins.patch_match.spec import SCHEDULES
+from .stages import Stage, stages
 
 
 @dataclass(frozen=True)
