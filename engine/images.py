@@ -299,7 +299,7 @@ def _sample_layout(image: Image.Image, name: str, file: BinaryIO) -> tuple[bool,
     file.seek(0)
     if image.format == "PNG":
         header = file.read(26)
-        if header[12:16] != b"IHDR":
+        if header[12:16] != b"IHDR" or struct.unpack_from(">II", header, 16) != image.size:
             raise AmsaError(f"{name} is damaged (it does not start with its header); copy or export it again")
         wide, gray = header[24] == 16, header[25] in (0, 4)
     elif image.format == "TIFF":
@@ -336,7 +336,8 @@ def _colour_16(image: Image.Image, name: str, file: BinaryIO, gray: bool) -> Sam
     import cv2
 
     file.seek(0)
-    bgra: Any = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)  # without EXIF orientation
+    data = _plain_png(file.read()) if image.format == "PNG" else file.read()
+    bgra: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # without EXIF orientation
     high = np.asarray(image)
     channels = high.shape[2] + _adds_alpha(image)
     if bgra is not None and bgra.dtype == np.uint16 and bgra.ndim == 3 and bgra.shape[2] >= channels:
@@ -345,6 +346,17 @@ def _colour_16(image: Image.Image, name: str, file: BinaryIO, gray: bool) -> Sam
         if mine.shape == high.shape and (np.maximum(mine, high) - np.minimum(mine, high)).max() <= 1:
             return pixels[..., [0, 3][: channels - 2]] if gray else pixels
     raise AmsaError(f"{name} stores 16-bit colour in an unusual way; save it as a 16-bit PNG")
+
+
+def _plain_png(data: bytes) -> bytes:
+    """Keep the chunks of the first picture: OpenCV decodes animations, and allocates whatever length a chunk claims."""
+    kept, at, kind = bytearray(data[:33]), 33, b""  # signature and IHDR
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", data, at)  # past the end: struct.error
+        if kind in (b"tRNS", b"IDAT"):
+            kept += data[at : at + 12 + length]
+        at += 12 + length
+    return bytes(kept) + b"\0\0\0\0IEND\xae\x42\x60\x82"
 
 
 def _exif_bytes(image: Image.Image) -> bytes | None:

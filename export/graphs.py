@@ -25,7 +25,10 @@ from ..stages import TensorIO
 _amsa = Opset(DOMAIN, VERSION)
 
 # Sizes to trace with, by dimension word. All differ, so that no two are taken for one, and none is a small special case.
-_EXAMPLE_SIZES = {"h": 24, "w": 40, "Hk": 32, "Wk": 56}
+_EXAMPLE_SIZES = {"h": 24, "w": 40, "Hk": 32, "Wk": 56, "H": 96, "W": 160}
+
+
+_DIMENSION = re.compile(r"(?:(\d+)\*)?([A-Za-z]+)(\d+)?(?:([+/])(\d+))?")
 
 
 def _patch_match(query: Any, ref: Any, valid: Any, init: Any, **attributes: Any) -> Any:
@@ -54,15 +57,14 @@ def _translations() -> dict[Any, Callable[..., Any]]:
 
 
 def example_size(dim: int | str) -> int:
-    """A dimension of `stages.py` in numbers: "4*Hk", "h+2", "w/8" .. for the sizes that are traced with."""
+    """A dimension of `stages.py` in numbers: "4*Hk", "h+2", "w/8", "H0" .. for the sizes that are traced with."""
     if isinstance(dim, int):
         return dim
-    size = _EXAMPLE_SIZES[next(word for word in _EXAMPLE_SIZES if re.search(rf"\b{word}\b", dim))]
-    if match := re.fullmatch(r"(\d+)\*\w+", dim):
-        return int(match[1]) * size
-    if match := re.fullmatch(r"\w+([/+])(\d+)", dim):
-        return size // int(match[2]) if match[1] == "/" else size + int(match[2])
-    return size
+    times, word, number, operator, operand = _DIMENSION.fullmatch(dim).groups()  # type: ignore[union-attr]
+    size = _EXAMPLE_SIZES[word] + 64 * int(number or 0)
+    if operator:
+        size = size + int(operand) if operator == "+" else size // int(operand)
+    return size * int(times or 1)
 
 
 def export_graph(module: nn.Module, name: str, inputs: Sequence[TensorIO], outputs: Sequence[TensorIO]) -> onnx.ModelProto:

@@ -252,6 +252,25 @@ def test_16_bit_png_colour_key_is_alpha(save):
         np.testing.assert_array_equal(to_array(photo)[..., :-1], np.atleast_3d(samples))
 
 
+def test_first_frame_of_a_16_bit_animation(save):
+    samples = [noise((5, 7, 3), np.uint16, seed) for seed in range(2)]
+    control = [struct.pack(">IIIIIHHBB", number, 7, 5, 0, 0, 1, 10, 0, 0) for number in (0, 1)]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples[1])
+    animated = png_16(samples[0], chunk(b"acTL", struct.pack(">II", 2, 0)), chunk(b"fcTL", control[0]))
+    second = chunk(b"fcTL", control[1]) + chunk(b"fdAT", struct.pack(">I", 2) + zlib.compress(rows))
+    with pytest.warns(UserWarning, match="several frames"):
+        photo = read_photo(save(animated[:-12] + second + animated[-12:]))
+    np.testing.assert_array_equal(to_array(photo), samples[0])
+
+
+def test_chunk_that_claims_gigabytes_does_not_reach_opencv(save, monkeypatch):
+    data = png_16(noise((5, 7, 3), np.uint16))
+    at = data.index(b"IDAT")
+    monkeypatch.setattr(cv2, "imdecode", lambda *args: pytest.fail("decoded"))
+    message = error_of(read_photo, save(data[: at - 4] + struct.pack(">I", 0xF0000000) + data[at:]))
+    assert "cut short or damaged" in message
+
+
 def palette_image():
     image = Image.frombytes("P", (3, 1), bytes([0, 1, 2]))
     image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])

@@ -1,0 +1,89 @@
+"""After an export: does ONNX Runtime compute what PyTorch does? Stage by stage, each fed with PyTorch's tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..manifest import ModelFolder
+from ..model.network import AMSA
+from ..model.stage_modules import stage_modules
+from ..stages import SCALE
+
+
+@dataclass(frozen=True)
+class StageParity:
+    """How far ONNX Runtime's outputs of a stage are from PyTorch's.
+
+    Attributes:
+        difference: the largest absolute difference over the stage's float outputs.
+        scale: the largest absolute value in PyTorch's.
+        other_matches: share of matches that differ (near-ties), for the match stage; otherwise 0.
+    """
+
+    stage: str
+    difference: float
+    scale: float
+    other_matches: float
+
+
+def sample_inputs(lr_size: tuple[int, int], ref_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A smooth random LR picture and reference, [1, 3, h, w] and [1, 3, H, W] in [0, 1]: seeded, with structure to match."""
+    generator = torch.Generator().manual_seed(0)
+
+    def picture(height: int, width: int) -> Tensor:
+        octaves = [torch.rand(1, 3, max(2, height // n), max(2, width // n), generator=generator) for n in (2, 4, 8, 16)]
+        size = (height, width)
+        return torch.stack([torch.nn.functional.interpolate(o, size=size, mode="bilinear") for o in octaves]).mean(0)
+
+    return picture(*lr_size), picture(*ref_size)
+
+
+def check_parity(model: AMSA, folder: ModelFolder, lr_size: tuple[int, int], ref_size: tuple[int, int]) -> list[StageParity]:
+    """Run every stage in PyTorch and in ONNX Runtime on one sample.
+
+    Args:
+        model: the network that was exported.
+        folder: the export.
+        lr_size: (h, w), multiples of 8. ref_size: (H, W), multiples of 32; published models need 4 times lr_size.
+    """
+    import onnxruntime
+
+    lr, ref = sample_inputs(lr_size, ref_size)
+    known: dict[str, Tensor] = {
+        "lr": lr,
+        "ref": ref,
+        "valid": torch.tensor([[ref_size[0] // SCALE, ref_size[1] // SCALE]], dtype=torch.int32),
+        "seed": torch.zeros(1, dtype=torch.int32),
+        "weight": torch.ones(1, 1, *lr_size),
+        "accumulator": torch.zeros(1, model.config.channels, SCALE * lr_size[0], SCALE * lr_size[1]),
+    }
+    results = []
+    for stage, module in stage_modules(model):
+        inputs = [known[t.name] for t in stage.inputs]
+        with torch.inference_mode():
+            outputs = module(*inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        session = onnxruntime.InferenceSession(folder.graphs[stage.name], providers=["CPUExecutionProvider"])
+        found = session.run([t.name for t in stage.outputs], {t.name: v.numpy() for t, v in zip(stage.inputs, inputs, strict=True)})
+        expected = {t.name: v for t, v in zip(stage.outputs, outputs, strict=True)}
+        results.append(_compare(stage.name, expected, dict(zip(expected, found, strict=True))))
+        known.update(expected)
+        known["accumulator"] = known.get("accumulator_out", known["accumulator"])
+    return results
+
+
+def _compare(stage: str, expected: Mapping[str, Tensor], found: Mapping[str, np.ndarray]) -> StageParity:
+    difference = scale = other = 0.0
+    for name, tensor in expected.items():
+        reference = tensor.numpy()
+        if reference.dtype == np.int32:
+            other = float((reference != found[name]).any(1).mean())
+        else:
+            difference = max(difference, float(np.abs(reference - found[name]).max()))
+            scale = max(scale, float(np.abs(reference).max()))
+    return StageParity(stage, difference, scale, other)
