@@ -262,7 +262,7 @@ def _decoding(name: str) -> Iterator[None]:
 
 
 def _photo(pixels: Samples, icc: bytes | None = None, exif: bytes | None = None) -> Photo:
-    floats = np.atleast_3d(pixels).astype(np.float32, order="C")
+    floats = np.atleast_3d(pixels).astype(np.float32)
     floats /= np.float32(np.iinfo(pixels.dtype).max)
     channels = floats.shape[2]
     rgb = np.repeat(floats[..., :1], 3, axis=2) if channels < 3 else np.ascontiguousarray(floats[..., :3])
@@ -299,7 +299,7 @@ def _sample_layout(image: Image.Image, name: str, file: BinaryIO) -> tuple[bool,
     file.seek(0)
     if image.format == "PNG":
         header = file.read(26)
-        if header[12:16] != b"IHDR" or struct.unpack_from(">II", header, 16) != image.size:
+        if struct.unpack_from(">II", header, 16) != image.size:  # Pillow also takes a header further on
             raise AmsaError(f"{name} is damaged (it does not start with its header); copy or export it again")
         wide, gray = header[24] == 16, header[25] in (0, 4)
     elif image.format == "TIFF":

@@ -339,15 +339,15 @@ def test_orientation_of_jpeg_and_avif(save):
         assert_exif_kept(photo.exif)
 
 
-@pytest.mark.parametrize("order", ["<", ">"])
-def test_exif_keeps_every_other_byte(save, order):
+@pytest.mark.parametrize(("order", "prefix"), [("<", b"Exif\0\0"), (">", b"Exif\0\0"), ("<", b"Exif\0\0Exif\0\0")])
+def test_exif_keeps_every_other_byte(save, order, prefix):
     entries = struct.pack(order + "HHII", 0x010F, 2, 4, 0x41424300)
     entries += struct.pack(order + "HHIHH", ORIENTATION, 3, 1, 3, 0)
     entries += struct.pack(order + "HHII", 0xC4A5, 7, 8, 50)
     exif = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, 3) + entries
     exif += struct.pack(order + "I", 0) + b"PrintIM\0" + b"what points nowhere"
     samples = noise((4, 4, 3))
-    photo = read_photo(save(encoded(Image.fromarray(samples), "PNG", exif=b"Exif\0\0" + exif)))
+    photo = read_photo(save(encoded(Image.fromarray(samples), "PNG", exif=prefix + exif)))
     np.testing.assert_array_equal(to_array(photo), samples[::-1, ::-1])
     at = exif.index(struct.pack(order + "H", ORIENTATION)) + 8
     assert photo.exif == b"Exif\0\0" + exif[:at] + struct.pack(order + "H", 1) + exif[at + 2 :]
@@ -414,6 +414,7 @@ def premultiplied():
         (encoded(Image.fromarray(smooth()), "AVIF")[:-20], "damaged"),
         (png_16(noise((9, 9, 3), np.uint16))[:-60], "cut short or damaged"),
         (tiff(noise((9, 9, 3), np.uint16))[:-60], "cut short or damaged"),
+        (png_16(noise((9, 9), np.uint16), chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 0, 0, 0, 0))), "its header"),
         (png(10_000, 10_000), "10000x10000 pixels; at most 64 megapixels"),
         (png(60_000, 60_000), "too large"),
         (encoded(Image.new("CMYK", (4, 4)), "JPEG"), "is CMYK; convert it to RGB"),
@@ -422,6 +423,7 @@ def premultiplied():
         (encoded(Image.new("F", (4, 4)), "TIFF"), "float"),
         (encoded(Image.new("I", (4, 4)), "TIFF"), "save it with 8 or 16 bits"),
         (tiff(noise((4, 4), np.uint16), t339=2), "signed"),
+        (tiff(noise((4, 4)), t339=2), "signed"),
         (tiff(noise((4, 4), np.uint16), t258=12), "odd-sized"),
         (tiff(noise((4, 4), np.uint16), t262=0), "white as 0"),
         (premultiplied(), "unusual way; save it as a 16-bit PNG"),

@@ -1,0 +1,5 @@
+"""`python -m amsa`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,340 @@
+"""The command line: a thin shell over the Python API. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ._version import __version__
+from .errors import AmsaError
+
+if TYPE_CHECKING:
+    from .engine.images import Photo
+    from .engine.metrics import Comparison
+    from .engine.upscaler import Progress, Stats
+
+app = typer.Typer(
+    name="amsa",
+    help="Reference-based super-resolution: a blurry photo and sharp photos of something similar become a x4 picture.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Model = Annotated[Path | None, typer.Option("--model", "-m", help="Model folder, .amsa file or .safetensors checkpoint; default: the shipped one.")]
+BackendName = Annotated[str, typer.Option("--backend", help="auto, onnxruntime or torch.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the initial matches: equal seeds, equal pictures.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to compute with; default: one per core.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+@app.command()
+def upscale(
+    lr: Annotated[Path, typer.Argument(help="The low-resolution photo, at least 16 pixels a side.")],
+    refs: Annotated[list[Path], typer.Argument(help="Sharp photos of something similar, at least 64 pixels a side.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the x4 picture; the suffix chooses the format.")],
+    model: Model = None,
+    backend: BackendName = "auto",
+    seed: Seed = 0,
+    threads: Threads = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Print seconds per stage and peak memory.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Upscale a photo x4 with the texture of reference photos."""
+    from .engine.images import check_format, check_writable, read_photo, write_photo
+    from .engine.upscaler import Stats, Upscaler
+
+    check_writable(output)
+    for path in (lr, *refs):
+        if output.exists() and path.exists() and output.samefile(path):
+            raise AmsaError(f"{output} is also an input; choose another output")
+    begin = time.perf_counter()
+    lr_photo = read_photo(lr)
+    check_format(output, lr_photo, 4)
+    ref_photos = [read_photo(r) for r in refs]
+    upscaler = Upscaler(model, backend, threads)
+    if not as_json:
+        _say_backend(upscaler.backend, upscaler.trained)
+    measured = Stats()
+    with _progress(as_json) as progress:
+        sr = upscaler.upscale_photo(
+            lr_photo, ref_photos, seed=seed, names=[str(p) for p in (lr, *refs)], progress=progress, stats=measured
+        )
+    write_photo(output, sr)
+    total = time.perf_counter() - begin
+    if as_json:
+        _print_json(
+            {
+                "output": str(output),
+                "width": sr.width,
+                "height": sr.height,
+                "backend": upscaler.backend,
+                "trained": upscaler.trained,
+                "seconds": {**measured.seconds, "total": total},
+                "peak_memory_mb": _peak_memory_mb(),
+            }
+        )
+        return
+    out.print(f"{output}: {sr.width}x{sr.height} from {lr_photo.width}x{lr_photo.height} in {total:.1f} s")
+    if stats:
+        _print_stats(measured, total)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")] = Path("out/demo"),
+    model: Model = None,
+    threads: Threads = None,
+) -> None:
+    """Upscale a real photo with a second view of the same scene, and lay the results side by side."""
+    from .engine.demo import load_pair, shrink
+    from .engine.images import write_photo
+    from .engine.metrics import side_by_side
+    from .engine.upscaler import Stats, Upscaler
+
+    truth, ref = load_pair()
+    lr, bicubic = shrink(truth)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise AmsaError(f"{output}: cannot be made a folder ({e.strerror}); choose another with --output") from e
+    upscaler = Upscaler(model, threads=threads)
+    _say_backend(upscaler.backend, upscaler.trained)
+    out.print(f"LR {lr.width}x{lr.height} (the left view, shrunk to a quarter), reference {ref.width}x{ref.height} (the right view)")
+    measured = Stats()
+    begin = time.perf_counter()
+    with _progress() as progress:
+        sr = upscaler.upscale_photo(lr, [ref], progress=progress, stats=measured)
+    _print_stats(measured, time.perf_counter() - begin)
+    _print_comparisons(truth, {"bicubic": bicubic, "amsa": sr})
+    name = "amsa" if upscaler.trained else "amsa (untrained weights)"
+    panels = [("LR", lr), ("bicubic", bicubic), (name, sr), ("reference", ref), ("truth", truth)]
+    for file, photo in (("lr", lr), ("bicubic", bicubic), ("sr", sr), ("reference", ref), ("truth", truth)):
+        write_photo(output / f"{file}.png", photo)
+    from .engine.images import from_array
+
+    sheet = (side_by_side([(label, photo.rgb) for label, photo in panels]) * 255 + 0.5).astype("uint8")
+    write_photo(output / "side_by_side.png", from_array(sheet))
+    out.print(f"pictures: {output}/sr.png, {output}/side_by_side.png")
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="A .safetensors checkpoint; or small, paper, published: untrained weights.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Model folder, .amsa file, or with --single-file an .onnx file.")],
+    single_file: Annotated[int | None, typer.Option("--single-file", help="Compose one graph for this many references.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of untrained weights.")] = 0,
+) -> None:
+    """Export a checkpoint to ONNX, then compare ONNX Runtime with PyTorch on a sample."""
+    _require_extra("export", "torch", "onnx", "onnxscript", "safetensors")
+    from . import export as exporter
+    from .manifest import ModelFolder
+
+    if single_file is None:
+        exporter.check_target(output)
+    model, trained = exporter.load_network(checkpoint, seed)
+    if not trained:
+        err.print(f"note: the weights of {checkpoint} are untrained")
+    if single_file is not None:
+        with err.status(f"exporting {output} for {single_file} references"):
+            exporter.export_single_file(model, output, single_file)
+        out.print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
+        return
+    with err.status("exporting") as status:
+        exporter.export_folder(model, trained, output, status.update)
+    folder = ModelFolder.open(output)
+    with err.status("comparing with PyTorch"):
+        # The smallest sample whose four levels all have something to find; published models want one common size.
+        parity = exporter.check_parity(model, folder, (40, 48), (160, 192))
+    table = Table("graph", "MB", "largest difference to PyTorch", "of at most", "other matches", title=str(output))
+    for p in parity:
+        size = f"{folder.manifest.graphs[p.stage].bytes / 1e6:.2f}"
+        table.add_row(p.stage, size, f"{p.difference:.1e}", f"{p.scale:.1e}", f"{p.other_matches:.2%}")
+    out.print(table)
+
+
+@app.command()
+def convert(
+    files: Annotated[list[Path], typer.Argument(help="The published .pth files, in any order.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint to write (.safetensors).")],
+) -> None:
+    """Convert the published checkpoints (feature extraction, restoration, VGG19) to one safetensors file."""
+    _require_extra("export", "torch", "safetensors")
+    from .model.checkpoints import convert_published, save_checkpoint
+
+    if output.suffix != ".safetensors":
+        raise AmsaError(f"{output}: a checkpoint's name must end in .safetensors")
+    model = convert_published(files)
+    save_checkpoint(output, model, {"trained": True})
+    c = model.config
+    out.print(f"{output}: {c.variant}, {c.channels} channels, {c.blocks} blocks, {c.groups} groups")
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="Model folder, .amsa file or checkpoint.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what a model contains and what it needs."""
+    from .engine.inspection import inspect_model
+
+    report = inspect_model(path)
+    if as_json:
+        _print_json(report.as_dict())
+        return
+    table = Table("graph", "MB", "tensors", title=report.title, title_justify="left")
+    for row in report.graphs:
+        table.add_row(row.name, f"{row.bytes / 1e6:.2f}", row.signature)
+    if report.graphs:
+        out.print(table)
+    for line in report.needs:
+        out.print(line)
+    for key, value in report.config.items():
+        out.print(f"  {key} = {value}")
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="A picture, or a model.")],
+    b: Annotated[Path, typer.Argument(help="Another picture of the same size, or another model.")],
+    lr: Annotated[Path | None, typer.Option("--lr", help="For two models: the LR photo to run them on.")] = None,
+    ref: Annotated[list[Path] | None, typer.Option("--ref", help="For two models: a reference photo; may be repeated.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a picture of the difference.")] = None,
+    border: Annotated[int, typer.Option("--border", min=0, help="Pixels left out on each side of PSNR and SSIM.")] = 4,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two pictures, or what two models make of the same photos: PSNR and SSIM (Y and RGB), largest difference."""
+    from .engine.images import Photo, check_writable, read_photo, write_photo
+    from .engine.metrics import compare_pictures, difference_picture
+
+    if output is not None:
+        check_writable(output)
+    if lr is not None or ref:
+        if lr is None or not ref:
+            raise AmsaError("two models are compared on photos: give both --lr and --ref")
+        photos = read_photo(lr), [read_photo(r) for r in ref]
+        names = [str(p) for p in (lr, *ref)]
+        with _progress(as_json) as progress:
+            pictures = [_run_model(m, *photos, names, seed, threads, progress) for m in (a, b)]
+    else:
+        for path in (a, b):
+            if path.is_dir() or path.suffix in (".safetensors", ".amsa"):
+                raise AmsaError(f"{path} is a model; to compare models add --lr and --ref photos to run them on")
+        pictures = [read_photo(a), read_photo(b)]
+    comparison = compare_pictures(pictures[0].rgb, pictures[1].rgb, border)
+    if output is not None:
+        difference, gain = difference_picture(pictures[0].rgb, pictures[1].rgb)
+        write_photo(output, Photo(rgb=difference, alpha=None, gray=False, bits=8, icc=None, exif=None))
+    if as_json:
+        _print_json(comparison.as_dict())
+        return
+    table = Table("", "PSNR", "SSIM", title=f"{a} against {b} (border {border})", title_justify="left")
+    table.add_row("Y", f"{comparison.psnr_y:.3f}", f"{comparison.ssim_y:.4f}")
+    table.add_row("RGB", f"{comparison.psnr_rgb:.3f}", f"{comparison.ssim_rgb:.4f}")
+    out.print(table)
+    out.print(f"difference of 8-bit levels: largest {comparison.max_difference:.3f}, mean {comparison.mean_difference:.4f}")
+    if output is not None:
+        out.print(f"{output}: absolute difference, x{gain:.0f}")
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        out.print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point: AmsaError and lack of memory are one line and exit code 2; a bug of ours is a traceback and code 1."""
+    try:
+        app()
+    except AmsaError as e:
+        _fail(str(e))
+    except MemoryError:
+        _fail("not enough memory for pictures of this size; use smaller photos or close other programs")
+    except KeyboardInterrupt:
+        err.print("interrupted; nothing was written")
+        sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    err.print(f"error: {' '.join(message.split())}", markup=False)
+    sys.exit(2)
+
+
+def _require_extra(extra: str, *modules: str) -> None:
+    from importlib.util import find_spec
+
+    if missing := [m for m in modules if find_spec(m) is None]:
+        raise AmsaError(f"this command needs {', '.join(missing)}; install with: pip install 'amsa[{extra}]'")
+
+
+def _run_model(path: Path, lr: Photo, refs: list[Photo], names: list[str], seed: int, threads: int | None, progress: Progress | None) -> Photo:
+    from .engine.upscaler import Upscaler
+
+    upscaler = Upscaler(path, threads=threads)
+    err.print(f"{path}: {upscaler.backend} backend")
+    return upscaler.upscale_photo(lr, refs, seed=seed, names=names, progress=progress)
+
+
+def _say_backend(backend: str, trained: bool) -> None:
+    err.print(f"backend: {backend} (CPU)")
+    if not trained:
+        err.print("note: these weights are untrained: the picture shows the pipeline at work, not added detail")
+
+
+@contextmanager
+def _progress(quiet: bool = False) -> Iterator[Progress | None]:
+    """A progress bar on a terminal; nothing where output is piped or meant for machines."""
+    if quiet or not err.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    with Bar(BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"), console=err, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
+
+
+def _peak_memory_mb() -> float:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _print_stats(stats: Stats, total: float) -> None:
+    table = Table("stage", "seconds")
+    for stage, seconds in stats.seconds.items():
+        table.add_row(stage, f"{seconds:.2f}")
+    table.add_row("total", f"{total:.2f}")
+    out.print(table)
+    out.print(f"peak memory: {_peak_memory_mb():.0f} MB")
+
+
+def _print_comparisons(truth: Photo, pictures: dict[str, Photo]) -> None:
+    from .engine.metrics import compare_pictures
+
+    table = Table("", "PSNR-Y", "SSIM-Y", "PSNR-RGB", title="against the true picture (border 4)", title_justify="left")
+    for name, photo in pictures.items():
+        c: Comparison = compare_pictures(photo.rgb, truth.rgb)
+        table.add_row(name, f"{c.psnr_y:.2f}", f"{c.ssim_y:.4f}", f"{c.psnr_rgb:.2f}")
+    out.print(table)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    finite = {k: None if isinstance(v, float) and v == float("inf") else v for k, v in value.items()}
+    sys.stdout.write(json.dumps(finite) + "\n")

@@ -1,0 +1,93 @@
+"""What a model folder or checkpoint contains and needs, as data."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import AMSAConfig
+from ..errors import AmsaError
+from ..manifest import ModelFolder
+from ..stages import LR_MIN, REF_MIN, SCALE
+
+
+@dataclass(frozen=True)
+class GraphReport:
+    """A graph: its size and its inputs and outputs with dimensions."""
+
+    name: str
+    bytes: int
+    signature: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `amsa inspect` prints."""
+
+    title: str
+    graphs: list[GraphReport]
+    needs: list[str]
+    config: Mapping[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def inspect_model(path: str | Path) -> Report:
+    """Describe a model folder, `.amsa` file or checkpoint, every hash checked. AmsaError where it is none."""
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return _checkpoint(path)
+    folder = ModelFolder.open(path)
+    manifest = folder.manifest
+    graphs = []
+    for stage in manifest.config.stages():
+        inputs, outputs = (
+            ", ".join(f"{t.name}[{','.join(map(str, t.dims))}]{'' if t.dtype == 'float32' else ' ' + t.dtype}" for t in tensors)
+            for tensors in (stage.inputs, stage.outputs)
+        )
+        graphs.append(GraphReport(stage.name, manifest.graphs[stage.name].bytes, f"{inputs} -> {outputs}"))
+    state = "trained" if manifest.trained else "untrained weights"
+    needs = [
+        f"opset {manifest.opset} and the ops amsa::PatchMatch, amsa::DeformableSample (each with a function body: any ONNX Runtime runs it)",
+        *_picture_needs(manifest.config),
+    ]
+    title = f"{path}: {manifest.config.variant}, {manifest.precision}, {state}; files as exported (hashes agree)"
+    return Report(title, graphs, needs, manifest.config.to_dict())
+
+
+def _picture_needs(config: AMSAConfig) -> list[str]:
+    lines = [
+        f"LR pictures from {LR_MIN} pixels a side, references from {REF_MIN}; output x{SCALE}",
+        f"each reference is used at {config.ref_scales} scales, {config.ref_factor}^0 .. {config.ref_factor}^{config.ref_scales - 1}",
+    ]
+    if config.published_protocol:
+        lines.append("published protocol: LR and references are zero-padded to one common size")
+    return lines
+
+
+def _checkpoint(path: Path) -> Report:
+    """Read a safetensors file's header: its length, then JSON. No weight is loaded and torch is not needed."""
+    try:
+        with path.open("rb") as f:
+            (length,) = struct.unpack("<Q", f.read(8))
+            header = json.loads(f.read(min(length, path.stat().st_size)))
+        metadata = json.loads(header.pop("__metadata__")["amsa"])
+        config = AMSAConfig.from_dict(metadata["config"])
+        weights = sum(_size(tensor["shape"]) for tensor in header.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as e:
+        raise AmsaError(f"{path}: not a checkpoint of amsa ({type(e).__name__}: {e})") from e
+    state = "trained" if metadata.get("trained") else "untrained weights"
+    title = f"{path}: checkpoint, {config.variant}, {weights / 1e6:.2f} M weights, {path.stat().st_size / 1e6:.1f} MB, {state}"
+    return Report(title, [], ["torch to run or export it: pip install 'amsa[export]'", *_picture_needs(config)], config.to_dict())
+
+
+def _size(shape: list[int]) -> int:
+    size = 1
+    for side in shape:
+        size *= int(side)
+    return size
