@@ -32,7 +32,10 @@ app = typer.Typer(
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-Model = Annotated[Path | None, typer.Option("--model", "-m", help="Model folder, .amsa file or .safetensors checkpoint; default: the shipped one.")]
+Model = Annotated[
+    Path | None,
+    typer.Option("--model", "-m", help="Model folder, .amsa file or .safetensors checkpoint; default: the shipped one."),
+]
 BackendName = Annotated[str, typer.Option("--backend", help="auto, onnxruntime or torch.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the initial matches: equal seeds, equal pictures.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to compute with; default: one per core.")]
@@ -111,7 +114,9 @@ def demo(
         raise AmsaError(f"{output}: cannot be made a folder ({e.strerror}); choose another with --output") from e
     upscaler = Upscaler(model, threads=threads)
     _say_backend(upscaler.backend, upscaler.trained)
-    out.print(f"LR {lr.width}x{lr.height} (the left view, shrunk to a quarter), reference {ref.width}x{ref.height} (the right view)")
+    out.print(
+        f"LR {lr.width}x{lr.height} (the left view, shrunk to a quarter), reference {ref.width}x{ref.height} (the right view)"
+    )
     measured = Stats()
     begin = time.perf_counter()
     with _progress() as progress:
@@ -132,7 +137,9 @@ def demo(
 @app.command()
 def export(
     checkpoint: Annotated[str, typer.Argument(help="A .safetensors checkpoint; or small, paper, published: untrained weights.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Model folder, .amsa file, or with --single-file an .onnx file.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Model folder, .amsa file, or with --single-file an .onnx file.")
+    ],
     single_file: Annotated[int | None, typer.Option("--single-file", help="Compose one graph for this many references.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of untrained weights.")] = 0,
 ) -> None:
@@ -159,7 +166,7 @@ def export(
         parity = exporter.check_parity(model, folder, (40, 48), (160, 192))
     table = Table("graph", "MB", "largest difference to PyTorch", "of at most", "other matches", title=str(output))
     for p in parity:
-        size = f"{folder.manifest.graphs[p.stage].bytes / 1e6:.2f}"
+        size = f"{folder.manifest.graphs[p.stage].size / 1e6:.2f}"
         table.add_row(p.stage, size, f"{p.difference:.1e}", f"{p.scale:.1e}", f"{p.other_matches:.2%}")
     out.print(table)
 
@@ -237,7 +244,7 @@ def compare(
     comparison = compare_pictures(pictures[0].rgb, pictures[1].rgb, border)
     if output is not None:
         difference, gain = difference_picture(pictures[0].rgb, pictures[1].rgb)
-        write_photo(output, Photo(rgb=difference, alpha=None, gray=False, bits=8, icc=None, exif=None))
+        write_photo(output, Photo(difference))
     if as_json:
         _print_json(comparison.as_dict())
         return
@@ -282,7 +289,15 @@ def _require_extra(extra: str, *modules: str) -> None:
         raise AmsaError(f"this command needs {', '.join(missing)}; install with: pip install 'amsa[{extra}]'")
 
 
-def _run_model(path: Path, lr: Photo, refs: list[Photo], names: list[str], seed: int, threads: int | None, progress: Progress | None) -> Photo:
+def _run_model(
+    path: Path,
+    lr: Photo,
+    refs: list[Photo],
+    names: list[str],
+    seed: int,
+    threads: int | None,
+    progress: Progress | None,
+) -> Photo:
     from .engine.upscaler import Upscaler
 
     upscaler = Upscaler(path, threads=threads)

@@ -48,7 +48,12 @@ class AMSAConfig:
     ref_factor: float = 0.8
 
     def __post_init__(self) -> None:
-        choices = {"variant": tuple(VARIANTS), "encoder": ("vgg", "compact"), "schedule": SCHEDULES, "base": ("bilinear", "bicubic")}
+        choices = {
+            "variant": tuple(VARIANTS),
+            "encoder": ("vgg", "compact"),
+            "schedule": SCHEDULES,
+            "base": ("bilinear", "bicubic"),
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise AmsaError(f"config: {name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
@@ -80,7 +85,19 @@ class AMSAConfig:
     @classmethod
     def published(cls, channels: int = 64, blocks: int = 16, groups: int = 8) -> AMSAConfig:
         """The research code's network, which loads the published checkpoints."""
-        return cls("published", "vgg", 256, (256, 128, 64), channels, blocks, groups, "published", (1, 1, 1, 4), False, "bilinear")
+        return cls(
+            "published",
+            "vgg",
+            256,
+            (256, 128, 64),
+            channels,
+            blocks,
+            groups,
+            "published",
+            (1, 1, 1, 4),
+            False,
+            "bilinear",
+        )
 
     @classmethod
     def paper(cls, channels: int = 64, blocks: int = 16, groups: int = 8) -> AMSAConfig:
@@ -104,7 +121,14 @@ class AMSAConfig:
             raise AmsaError(f"config: unknown field {', '.join(unknown)}; known are {', '.join(sorted(known))}")
         if missing := sorted(known - set(values)):
             raise AmsaError(f"config: missing field {', '.join(missing)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        for f in fields(cls):
+            example = getattr(cls.small(), f.name)
+            value = tuple(values[f.name]) if isinstance(values[f.name], list) else values[f.name]
+            shape_agrees = type(value) is type(example) or (isinstance(example, float) and type(value) is int)
+            if not shape_agrees or (isinstance(example, tuple) and [type(v) for v in value] != [int] * len(example)):
+                raise AmsaError(f"config: {f.name} is {value!r}; it must be like {example!r}")
+        loaded: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**loaded)
 
 
 VARIANTS = {"published": AMSAConfig.published, "paper": AMSAConfig.paper, "small": AMSAConfig.small}

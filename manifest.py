@@ -17,7 +17,13 @@ from .stages import LR_MIN, LR_MULTIPLE, REF_MIN, REF_MULTIPLE, SCALE
 
 FORMAT = 1
 FILE_NAME = "manifest.json"
-_SIZES = {"scale": SCALE, "lr_min": LR_MIN, "lr_multiple": LR_MULTIPLE, "ref_min": REF_MIN, "ref_multiple": REF_MULTIPLE}
+_SIZES = {
+    "scale": SCALE,
+    "lr_min": LR_MIN,
+    "lr_multiple": LR_MULTIPLE,
+    "ref_min": REF_MIN,
+    "ref_multiple": REF_MULTIPLE,
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class GraphFile:
     """A graph's file in the folder, with what it must be."""
 
     file: str
-    bytes: int
+    size: int
     sha256: str
 
     @classmethod
@@ -109,7 +115,9 @@ class ModelFolder:
             if content is None:
                 raise AmsaError(f"{path}: {graph.file} is missing; export the model again")
             if GraphFile.of(graph.file, content) != graph:
-                raise AmsaError(f"{path}: {graph.file} is not the file that was exported (its hash differs); export the model again")
+                raise AmsaError(
+                    f"{path}: {graph.file} is not the file that was exported (its hash differs); export the model again"
+                )
             graphs[name] = content
         if foreign := sorted(_names(path) - {FILE_NAME, *(g.file for g in manifest.graphs.values())}):
             raise AmsaError(f"{path}: holds {', '.join(foreign[:3])}, which its manifest does not name; remove it")

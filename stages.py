@@ -46,9 +46,7 @@ def _pyramid(prefix: str, channels: int, height: str, width: str) -> tuple[Tenso
 
 def _scaled(prefix: str, channels: tuple[int, ...], height: str, width: str) -> tuple[TensorIO, ...]:
     names = ((height, width) if s == 1 else (f"{s}*{height}", f"{s}*{width}") for s in VALUE_SCALES)
-    return tuple(
-        TensorIO(f"{prefix}_{s}", (1, c, *hw)) for s, c, hw in zip(VALUE_SCALES, channels, names, strict=True)
-    )
+    return tuple(TensorIO(f"{prefix}_{s}", (1, c, *hw)) for s, c, hw in zip(VALUE_SCALES, channels, names, strict=True))
 
 
 def stages(key_channels: int, value_channels: tuple[int, ...], channels: int, warp_mask_from_ref: bool) -> tuple[Stage, ...]:
@@ -68,7 +66,12 @@ def stages(key_channels: int, value_channels: tuple[int, ...], channels: int, wa
     relevance = TensorIO("relevance", (1, 1, "h", "w"))
     accumulator = TensorIO("accumulator", (1, channels, "4*h", "4*w"))
     return (
-        Stage("encode_ref", "features of a reference at one scale", (TensorIO("ref", (1, 3, "4*Hk", "4*Wk")),), keys + values + masks),
+        Stage(
+            "encode_ref",
+            "features of a reference at one scale",
+            (TensorIO("ref", (1, 3, "4*Hk", "4*Wk")),),
+            keys + values + masks,
+        ),
         Stage("encode_lr", "features of the LR picture", (lr,), (*queries, content)),
         Stage(
             "match",
@@ -82,5 +85,10 @@ def stages(key_channels: int, value_channels: tuple[int, ...], channels: int, wa
             (content, match, TensorIO("weight", (1, 1, "h", "w")), *values, *tile_masks, accumulator),
             (TensorIO("accumulator_out", accumulator.dims),),
         ),
-        Stage("finish", "the picture from the accumulated features", (accumulator, lr), (TensorIO("sr", (1, 3, "4*h", "4*w")),)),
+        Stage(
+            "finish",
+            "the picture from the accumulated features",
+            (accumulator, lr),
+            (TensorIO("sr", (1, 3, "4*h", "4*w")),),
+        ),
     )

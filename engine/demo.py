@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import AmsaError
 from ..stages import SCALE
 from .images import Photo, from_array, resize_bicubic, to_array
@@ -19,7 +22,7 @@ def load_pair() -> tuple[Photo, Photo]:
         from skimage.data import stereo_motorcycle
     except ModuleNotFoundError as e:
         raise AmsaError("the demo's photos come with scikit-image; install it with: pip install 'amsa[demo]'") from e
-    left, right, _ = stereo_motorcycle()
+    left, right, _ = stereo_motorcycle()  # type: ignore[no-untyped-call]
     part = (slice(_TOP, _TOP + _HEIGHT), slice(_LEFT, _LEFT + _WIDTH))
     return from_array(left[part][:, :, :3].copy(), "left view"), from_array(right[part][:, :, :3].copy(), "right view")
 
@@ -31,5 +34,5 @@ def shrink(truth: Photo) -> tuple[Photo, Photo]:
     return lr, _eight_bits(resize_bicubic(lr.rgb, truth.height, truth.width))
 
 
-def _eight_bits(rgb) -> Photo:  # type: ignore[no-untyped-def]
-    return from_array(to_array(Photo(rgb=rgb, alpha=None, gray=False, bits=8, icc=None, exif=None)))
+def _eight_bits(rgb: NDArray[np.float32]) -> Photo:
+    return from_array(to_array(Photo(rgb)))

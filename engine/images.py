@@ -252,9 +252,7 @@ def _decoding(name: str) -> Iterator[None]:
         raise AmsaError(f"{name} cannot be read: permission denied; change its permissions") from None
     except UnidentifiedImageError:
         known = ", ".join(_READABLE)
-        raise AmsaError(
-            f"{name} is damaged or no picture in a known format ({known}); save it as PNG or JPEG"
-        ) from None
+        raise AmsaError(f"{name} is damaged or no picture in a known format ({known}); save it as PNG or JPEG") from None
     except Image.DecompressionBombError as error:
         raise AmsaError(f"{name} is too large ({_reason(error)}); scale it down or crop it") from None
     except Exception as error:  # on damaged files Pillow raises nearly every type there is

@@ -12,6 +12,7 @@ from typing import Any
 from ..config import AMSAConfig
 from ..errors import AmsaError
 from ..manifest import ModelFolder
+from ..plugins import DOMAIN, OPS
 from ..stages import LR_MIN, REF_MIN, SCALE
 
 
@@ -50,10 +51,10 @@ def inspect_model(path: str | Path) -> Report:
             ", ".join(f"{t.name}[{','.join(map(str, t.dims))}]{'' if t.dtype == 'float32' else ' ' + t.dtype}" for t in tensors)
             for tensors in (stage.inputs, stage.outputs)
         )
-        graphs.append(GraphReport(stage.name, manifest.graphs[stage.name].bytes, f"{inputs} -> {outputs}"))
+        graphs.append(GraphReport(stage.name, manifest.graphs[stage.name].size, f"{inputs} -> {outputs}"))
     state = "trained" if manifest.trained else "untrained weights"
     needs = [
-        f"opset {manifest.opset} and the ops amsa::PatchMatch, amsa::DeformableSample (each with a function body: any ONNX Runtime runs it)",
+        f"opset {manifest.opset}, and the ops {', '.join(f'{DOMAIN}::{op.name}' for op in OPS)}, whose function bodies are in the files",
         *_picture_needs(manifest.config),
     ]
     title = f"{path}: {manifest.config.variant}, {manifest.precision}, {state}; files as exported (hashes agree)"
@@ -63,7 +64,7 @@ def inspect_model(path: str | Path) -> Report:
 def _picture_needs(config: AMSAConfig) -> list[str]:
     lines = [
         f"LR pictures from {LR_MIN} pixels a side, references from {REF_MIN}; output x{SCALE}",
-        f"each reference is used at {config.ref_scales} scales, {config.ref_factor}^0 .. {config.ref_factor}^{config.ref_scales - 1}",
+        f"each reference is used at scales {config.ref_factor}^0 .. {config.ref_factor}^{config.ref_scales - 1}",
     ]
     if config.published_protocol:
         lines.append("published protocol: LR and references are zero-padded to one common size")

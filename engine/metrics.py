@@ -168,9 +168,7 @@ def _blur(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return sum((tap * x[:, i : i + columns] for i, tap in enumerate(taps)), start=np.zeros(()))
 
 
-def _crop_pair(
-    a: NDArray[Any], b: NDArray[Any], border: int, smallest: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _crop_pair(a: NDArray[Any], b: NDArray[Any], border: int, smallest: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Check two arrays (HW or HWC), crop ``border`` on every side and return float64."""
     _check_same_shape(a, b)
     if a.ndim not in (2, 3):
@@ -180,9 +178,7 @@ def _crop_pair(
     height, width = a.shape[:2]
     needed = 2 * border + smallest
     if min(height, width) < needed:
-        raise AmsaError(
-            f"pictures must be at least {needed}x{needed} pixels with a border of {border}, got {width}x{height}"
-        )
+        raise AmsaError(f"pictures must be at least {needed}x{needed} pixels with a border of {border}, got {width}x{height}")
     inside = np.s_[border : height - border, border : width - border]
     return a[inside].astype(np.float64), b[inside].astype(np.float64)
 

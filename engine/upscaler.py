@@ -85,7 +85,9 @@ class Upscaler:
         sr = to_array(self.upscale_photo(from_array(lr, "LR"), photos, seed=seed))
         return Image.fromarray(sr) if isinstance(lr, Image.Image) else sr
 
-    def encode_reference(self, ref: Picture | Photo, lr_size: tuple[int, int] | None = None, name: str = "reference") -> EncodedReference:
+    def encode_reference(
+        self, ref: Picture | Photo, lr_size: tuple[int, int] | None = None, name: str = "reference"
+    ) -> EncodedReference:
         """Encode a reference once, to be used for many LR pictures.
 
         Args:

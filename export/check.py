@@ -69,7 +69,9 @@ def check_parity(model: AMSA, folder: ModelFolder, lr_size: tuple[int, int], ref
             outputs = module(*inputs)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         session = onnxruntime.InferenceSession(folder.graphs[stage.name], providers=["CPUExecutionProvider"])
-        found = session.run([t.name for t in stage.outputs], {t.name: v.numpy() for t, v in zip(stage.inputs, inputs, strict=True)})
+        found = session.run(
+            [t.name for t in stage.outputs], {t.name: v.numpy() for t, v in zip(stage.inputs, inputs, strict=True)}
+        )
         expected = {t.name: v for t, v in zip(stage.outputs, outputs, strict=True)}
         results.append(_compare(stage.name, expected, dict(zip(expected, found, strict=True))))
         known.update(expected)

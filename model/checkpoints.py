@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import AmsaError
 from ..config import AMSAConfig
+from ..errors import AmsaError
 from .network import AMSA
 
 # The shared key net of the compact encoder appears under both encoders; a file holds it once.
@@ -100,7 +100,9 @@ def _require_keys(source: str, expected: set[str], found: set[str]) -> None:
     for what, names in (("lacks", expected - found), ("has unknown", found - expected)):
         if names:
             first = ", ".join(sorted(names)[:4])
-            raise AmsaError(f"{source}: {what} {len(names)} of {len(expected)} weights: {first}{', ...' if len(names) > 4 else ''}")
+            raise AmsaError(
+                f"{source}: {what} {len(names)} of {len(expected)} weights: {first}{', ...' if len(names) > 4 else ''}"
+            )
 
 
 # ------------------------------------------------------------------------------------------- published checkpoints
@@ -121,7 +123,10 @@ _RESTORATION = (
     (r"dyn_agg_restore\.(small|medium|large)_deform_conv\.conv_offset_mask\.(.+)", "encode_ref.warp_masks.{0}.{1}"),
     (r"dyn_agg_restore\.(small|medium|large)_deform_conv\.(.+)", "restore.scales.{0}.aggregation.warp.{1}"),
     (r"dyn_agg_restore\.(small|medium|large)_(offset_conv[12])\.(.+)", "restore.scales.{0}.aggregation.{1}.{2}"),
-    (r"dyn_agg_restore\.(small|medium|large)_dyn_agg\.conv_offset_mask\.(.+)", "restore.scales.{0}.aggregation.offset_mask.{1}"),
+    (
+        r"dyn_agg_restore\.(small|medium|large)_dyn_agg\.conv_offset_mask\.(.+)",
+        "restore.scales.{0}.aggregation.offset_mask.{1}",
+    ),
     (r"dyn_agg_restore\.(small|medium|large)_dyn_agg\.(.+)", "restore.scales.{0}.aggregation.aggregate.{1}"),
     (r"dyn_agg_restore\.head_(small|medium|large)\.0\.(.+)", "restore.scales.{0}.head.{1}"),
     (r"dyn_agg_restore\.body_(small|medium|large)\.(.+)", "restore.scales.{0}.body.{1}"),
@@ -134,7 +139,11 @@ _BUFFERS = re.compile(r"(.*\.)?(mean|std)|feature_match_index\..*|PatchMatch\..*
 
 _KINDS: dict[str, tuple[str, tuple[tuple[str, str], ...], str]] = {
     # kind: (a weight only it has, its renaming, what it is)
-    "extractor": ("feature_extraction_image1.model.conv1_1.weight", _EXTRACTOR, "the feature extractors (feature_extraction.pth)"),
+    "extractor": (
+        "feature_extraction_image1.model.conv1_1.weight",
+        _EXTRACTOR,
+        "the feature extractors (feature_extraction.pth)",
+    ),
     "values": ("vgg.vgg_net.conv1_1.weight", _VALUES, "the VGG19 values (net_map, or torchvision's vgg19 weights)"),
     "torchvision": ("features.0.weight", _TORCHVISION, "the VGG19 values (net_map, or torchvision's vgg19 weights)"),
     "restoration": ("content_extractor.conv_first.weight", _RESTORATION, "the restoration network (restoration.pth)"),

@@ -14,7 +14,13 @@ from ..stages import KEY_LEVELS
 from .resample import halve, upscale_bicubic
 
 # VGG's convolutions up to conv3_1: name, input and output channels; pooling comes before conv2_1 and conv3_1.
-_VGG_LAYERS = (("conv1_1", 3, 64), ("conv1_2", 64, 64), ("conv2_1", 64, 128), ("conv2_2", 128, 128), ("conv3_1", 128, 256))
+_VGG_LAYERS = (
+    ("conv1_1", 3, 64),
+    ("conv1_2", 64, 64),
+    ("conv2_1", 64, 128),
+    ("conv2_2", 128, 128),
+    ("conv3_1", 128, 256),
+)
 _POOL_BEFORE = ("conv2_1", "conv3_1")
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -37,15 +43,17 @@ class VGGToConv3(nn.Module):
         for name, _, _ in _VGG_LAYERS:
             if name in _POOL_BEFORE:
                 x = F.max_pool2d(x, 2)
-            outputs[name] = self.get_submodule(name)(x)
-            x = F.relu(outputs[name])
+            conv: Tensor = self.get_submodule(name)(x)
+            outputs[name] = conv
+            x = F.relu(conv)
         return outputs
 
 
 def unit(x: Tensor) -> Tensor:
     """L2-normalise over channels at every position, in float32 (1e-12 would underflow in float16)."""
     norm = torch.linalg.vector_norm(x.float(), dim=1, keepdim=True)
-    return (x.float() / norm.clamp_min(1e-12)).to(x.dtype)  # F.normalize, without the Expand it exports
+    normalised: Tensor = x.float() / norm.clamp_min(1e-12)  # F.normalize, without the Expand it exports
+    return normalised.to(x.dtype)
 
 
 class VGGKeys(nn.Module):

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import AMSAConfig
 from ..plugins import torch_ops as _register_ops  # noqa: F401  (imported for torch.ops.amsa)
 from ..stages import KEY_LEVELS
-from ..config import AMSAConfig
 
 # x -> x^5 is a permutation of the integers modulo 2^31 - 1 (5 does not divide 2^31 - 2), and every product stays below
 # 2^62: a random-looking sequence from multiplications and remainders alone, which every runtime computes exactly.
@@ -100,4 +100,4 @@ class Matcher(nn.Module):
 
 def fusion_weights(relevances: list[Tensor], sharpness: float) -> list[Tensor]:
     """S' of Eq. 9: softmax over all references and scales, [N, 1, h, w] each."""
-    return list(torch.softmax(sharpness * torch.cat(relevances, 1), 1).split(1, 1))
+    return list(torch.softmax(sharpness * torch.stack(relevances), 0))

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..stages import LR_MULTIPLE, REF_MULTIPLE, SCALE
 from ..config import AMSAConfig
+from ..stages import LR_MULTIPLE, REF_MULTIPLE, SCALE
 from .features import CompactKeys, CompactValues, VGGKeys, VGGValues
 from .matching import Matcher, fusion_weights
 from .restoration import ContentExtractor, Finish, Restoration, conv3

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..stages import VALUE_SCALES
 from ..config import AMSAConfig
+from ..stages import VALUE_SCALES
 from .resample import upscale_bicubic, upscale_bilinear, upscale_nearest
 
 
@@ -25,8 +25,8 @@ class ResidualBlock(nn.Module):
         self.conv1, self.conv2 = conv3(channels, channels), conv3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.conv2(F.relu(self.conv1(x)))
-        return x
+        y: Tensor = x + self.conv2(F.relu(self.conv1(x)))
+        return y
 
 
 def trunk(channels: int, blocks: int) -> nn.Sequential:

@@ -41,7 +41,9 @@ def _patch_match(*tensors: Tensor, **attributes: Any) -> tuple[Tensor, ...]:
         return patch_match(*tensors, **attributes)
 
 
-def _patch_match_setup(ctx: Any, inputs: tuple[Tensor, ...], keyword_only_inputs: dict[str, Any], output: tuple[Tensor, ...]) -> None:
+def _patch_match_setup(
+    ctx: Any, inputs: tuple[Tensor, ...], keyword_only_inputs: dict[str, Any], output: tuple[Tensor, ...]
+) -> None:
     query, ref, valid, _ = inputs
     ctx.save_for_backward(query, ref, valid, output[0])
     ctx.attributes = keyword_only_inputs

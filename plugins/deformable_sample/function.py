@@ -7,8 +7,8 @@ be float16 or float32; coordinates and sums are float32.
 # mypy: ignore-errors
 # onnxscript reads this source as text: a subset of Python in which every name is a tensor. Annotations are not evaluated.
 
-from onnxscript import script
 from onnxscript import opset20 as op
+from onnxscript import script
 from onnxscript.values import Opset
 
 from ..spec import DOMAIN, VERSION

@@ -22,7 +22,8 @@ def _infer_shapes(value: Shape, match: Shape, offset_mask: Shape, *, scale: int,
     height, width = scale * (match[2] - 2), scale * (match[3] - 2)
     if offset_mask[2] != height or offset_mask[3] != width:
         raise ValueError(
-            f"DeformableSample: offset_mask is {offset_mask[2]}x{offset_mask[3]}; with this match and scale it must be {height}x{width}"
+            f"DeformableSample: offset_mask is {offset_mask[2]}x{offset_mask[3]}; "
+            f"with this match and scale it must be {height}x{width}"
         )
     return ((batch, 9 * value[1], height, width),)
 
@@ -47,7 +48,7 @@ completes the deformable convolution.""",
             "offset_mask",
             "T",
             "[1|N, 9*groups or 27*groups, scale*h, scale*w]",
-            "per group and tap: 18*groups offsets (y, x interleaved) where there are 27*groups channels, then 9*groups mask logits",
+            "18*groups offsets (y, x interleaved) where there are 27*groups channels, then 9*groups mask logits",
         ),
     ),
     outputs=(TensorSpec("samples", "T", "[N, 9*C, scale*h, scale*w]", "channel tap*C + c"),),

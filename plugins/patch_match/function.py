@@ -6,10 +6,9 @@ Types: features may be float16 or float32; everything inside is float32 and int6
 
 # mypy: ignore-errors
 # onnxscript reads this source as text: a subset of Python in which every name is a tensor. Annotations are not evaluated.
-# ruff: noqa: F821
 
-from onnxscript import script
 from onnxscript import opset20 as op
+from onnxscript import script
 from onnxscript.values import Opset
 
 from ..spec import DOMAIN, VERSION
@@ -52,7 +51,10 @@ def PatchMatch(query, ref, valid, init, iterations: int, schedule: str, level: i
     border = op.Concat(border, border, axis=0)
     rows_inside = op.Range(zero_scalar, op.Squeeze(op.Shape(ref, start=2, end=3)), one_scalar) < split_y  # [N, Hr]
     cols_inside = op.Range(zero_scalar, op.Squeeze(op.Shape(ref, start=3, end=4)), one_scalar) < split_x
-    mask = op.And(op.Unsqueeze(rows_inside, op.Constant(value_ints=[1, 3])), op.Unsqueeze(cols_inside, op.Constant(value_ints=[1, 2])))
+    mask = op.And(
+        op.Unsqueeze(rows_inside, op.Constant(value_ints=[1, 3])),
+        op.Unsqueeze(cols_inside, op.Constant(value_ints=[1, 2])),
+    )
     ref_padded = op.Pad(op.Cast(ref, to=1) * op.Cast(mask, to=1), border)
     energy = op.ReduceSum(ref_padded * ref_padded, one, keepdims=1)
     energy = 9.0 * op.AveragePool(energy, kernel_shape=[3, 3], strides=[1, 1])

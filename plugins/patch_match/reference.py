@@ -119,7 +119,7 @@ def hand_over(init: Tensor, published: bool, pad: int, coarse: Tensor, count: Te
     else:
         rows = torch.arange(fine.shape[2], device=fine.device) % 2
         cols = torch.arange(fine.shape[3], device=fine.device) % 2
-        parity = torch.stack(torch.broadcast_tensors(rows[:, None], cols[None, :]))
+        parity = torch.stack((rows[:, None].expand(-1, len(cols)), cols[None, :].expand(len(rows), -1)))
         # A centre c has its patch's top-left corner at c - 1.
         fine = (2 * fine + parity - (1 - pad)).clamp_min(0).minimum(count[:, :, None, None] - 1)
     if pad == 0:

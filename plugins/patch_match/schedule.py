@@ -26,7 +26,7 @@ JITTER_X = (0, -1, -1, 0, 0, 0, 1, 1, 0)
 
 def level_valid(valid: int, level: int) -> int:
     """Rows (or columns) of a level's reference features that hold picture, from level 0's."""
-    return -(-valid // 2**level)
+    return -(-valid // (1 << level))
 
 
 def published_reach(height: int, width: int) -> int:

@@ -7,7 +7,9 @@ from ..spec import AttributeSpec, OpSpec, Shape, TensorSpec, broadcast_batch
 SCHEDULES = ("published", "paper")
 
 
-def _infer_shapes(query: Shape, ref: Shape, valid: Shape, init: Shape, *, pad: int, init_scale: int, **_: object) -> tuple[Shape, Shape]:
+def _infer_shapes(
+    query: Shape, ref: Shape, valid: Shape, init: Shape, *, pad: int, init_scale: int, **_: object
+) -> tuple[Shape, Shape]:
     for name, shape in (("query", query), ("ref", ref), ("init", init)):
         if len(shape) != 4:
             raise ValueError(f"PatchMatch: {name} has {len(shape)} dimensions; it must have 4")
@@ -46,8 +48,18 @@ picture) and top-left corners with pad 0.""",
         TensorSpec("init", "int32", "[1|N, 2, Hi, Wi]", "matches (y, x) to start from, on this grid or the next coarser one"),
     ),
     outputs=(
-        TensorSpec("match", "int32", "[N, 2, Hq-2+2*pad, Wq-2+2*pad]", "position (y, x) in the reference of each position's match"),
-        TensorSpec("relevance", "float32", "[N, 1, Hq-2+2*pad, Wq-2+2*pad]", "the match's score, not divided by the query patch's norm"),
+        TensorSpec(
+            "match",
+            "int32",
+            "[N, 2, Hq-2+2*pad, Wq-2+2*pad]",
+            "position (y, x) in the reference of each position's match",
+        ),
+        TensorSpec(
+            "relevance",
+            "float32",
+            "[N, 1, Hq-2+2*pad, Wq-2+2*pad]",
+            "the match's score, not divided by the query patch's norm",
+        ),
     ),
     attributes=(
         AttributeSpec("iterations", int, "how often the schedule's steps are repeated (M of the paper)"),
@@ -61,7 +73,9 @@ picture) and top-left corners with pad 0.""",
         ),
         AttributeSpec("level", int, "the grid is 2^level times coarser than level 0", (0, 1, 2, 3)),
         AttributeSpec("pad", int, "1: patches are centred and padded with zeros; 0: only whole patches", (0, 1)),
-        AttributeSpec("init_scale", int, "2: init comes from the next coarser level and is handed over; 1: from this grid", (1, 2)),
+        AttributeSpec(
+            "init_scale", int, "2: init comes from the next coarser level and is handed over; 1: from this grid", (1, 2)
+        ),
     ),
     infer_shapes=_infer_shapes,
 )

@@ -710,9 +710,7 @@ def test_resize_is_pillows_bicubic():
         assert result.shape == (height, width, 3)
         assert result.dtype == np.float32
         assert np.abs(result * 255 - expected).max() <= 1.5  # Pillow rounds twice
-        np.testing.assert_array_equal(
-            resize_bicubic(samples[..., 1].astype(np.float32) / 255, height, width), result[..., 1]
-        )
+        np.testing.assert_array_equal(resize_bicubic(samples[..., 1].astype(np.float32) / 255, height, width), result[..., 1])
 
 
 def test_resize_keeps_16_bit_precision():

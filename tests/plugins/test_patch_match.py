@@ -81,10 +81,7 @@ def naive(
                         if lr:
                             y, x = before[neighbour(r + dy, height), neighbour(c + dx, width)]
                         elif a["schedule"] == "paper":
-                            y, x = (
-                                min(max(p + d, 0), m - 1)
-                                for p, d, m in zip(before[r, c], (dy, dx), limits, strict=True)
-                            )
+                            y, x = (min(max(p + d, 0), m - 1) for p, d, m in zip(before[r, c], (dy, dx), limits, strict=True))
                         else:
                             jy = (1, 0, 0, 1, 0, -1, 0, 0, -1)[n] * (iteration % dilation)
                             jx = (0, -1, -1, 0, 0, 0, 1, 1, 0)[n] * (iteration % dilation)
@@ -119,9 +116,7 @@ def naive_steps(query: tuple[int, ...], valid: list[int], schedule: str, stride:
 
 
 @given(seed=seeds, query=even_sizes, ref=sizes, data=st.data(), a=attributes)
-def test_equals_the_naive_one(
-    patch_match_inputs: Inputs, seed: int, query: Any, ref: Any, data: Any, a: dict[str, Any]
-) -> None:
+def test_equals_the_naive_one(patch_match_inputs: Inputs, seed: int, query: Any, ref: Any, data: Any, a: dict[str, Any]) -> None:
     valid = data.draw(st.tuples(*(st.integers(3, n) for n in ref)))
     inputs = patch_match_inputs(seed, query, ref, valid, channels=4, **a)
     match, relevance = run(*inputs, **a)

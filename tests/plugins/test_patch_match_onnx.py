@@ -49,9 +49,7 @@ def assert_equal(run_onnx: Run, inputs: tuple[Tensor, ...], **attributes: Any) -
         ((3, 3), (3, 3), (3, 3)),
     ],
 )
-def test_odd_sizes(
-    patch_match_inputs: Inputs, run_onnx: Run, query: Any, ref: Any, valid: Any, a: dict[str, Any]
-) -> None:
+def test_odd_sizes(patch_match_inputs: Inputs, run_onnx: Run, query: Any, ref: Any, valid: Any, a: dict[str, Any]) -> None:
     if a["init_scale"] == 2:  # the coarser grid has half the rows and columns
         query = tuple(n + n % 2 for n in query)
     assert_equal(run_onnx, patch_match_inputs(1, query, ref, valid, **a), **a)
