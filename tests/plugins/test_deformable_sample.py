@@ -108,7 +108,7 @@ def test_matched_with_itself_a_pixel_reads_its_neighbours(scale: int) -> None:
     seed=st.integers(0, 2**32 - 1), case=st.sampled_from(CASES), size=st.tuples(*[st.integers(1, 7)] * 4), batch=st.integers(1, 3)
 )
 def test_equals_grid_sample(seed: int, case: tuple[int, int, bool], size: Any, batch: int) -> None:
-    scale, groups, offsets = case
+    scale, groups, _ = case
     value, match, offset_mask = random_inputs(seed, *case, size[:2], (size[2] + 1, size[3] + 1), (1, batch, batch))
     samples = run(value, match, offset_mask, scale, groups)
     expected = by_grid_sample(value.double(), match, offset_mask.double(), scale, groups)
