@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,8 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, markup=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 Model = Annotated[
     Path | None,
@@ -102,7 +103,7 @@ def demo(
 ) -> None:
     """Upscale a real photo with a second view of the same scene, and lay the results side by side."""
     from .engine.demo import load_pair, shrink
-    from .engine.images import write_photo
+    from .engine.images import Photo, write_photo
     from .engine.metrics import side_by_side
     from .engine.upscaler import Stats, Upscaler
 
@@ -127,10 +128,7 @@ def demo(
     panels = [("LR", lr), ("bicubic", bicubic), (name, sr), ("reference", ref), ("truth", truth)]
     for file, photo in (("lr", lr), ("bicubic", bicubic), ("sr", sr), ("reference", ref), ("truth", truth)):
         write_photo(output / f"{file}.png", photo)
-    from .engine.images import from_array
-
-    sheet = (side_by_side([(label, photo.rgb) for label, photo in panels]) * 255 + 0.5).astype("uint8")
-    write_photo(output / "side_by_side.png", from_array(sheet))
+    write_photo(output / "side_by_side.png", Photo(side_by_side([(label, photo.rgb) for label, photo in panels])))
     out.print(f"pictures: {output}/sr.png, {output}/side_by_side.png")
 
 
@@ -266,6 +264,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 def main() -> None:
     """Entry point: AmsaError and lack of memory are one line and exit code 2; a bug of ours is a traceback and code 1."""
+    warnings.showwarning = lambda message, *_args, **_kwargs: err.print(f"note: {message}")
     try:
         app()
     except AmsaError as e:
@@ -278,7 +277,7 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    err.print(f"error: {' '.join(message.split())}", markup=False)
+    err.print(f"error: {' '.join(message.split())}")
     sys.exit(2)
 
 

@@ -1,112 +1,26 @@
-"""Every number of the published network that the golden files hold.
+"""PatchMatch and the deformable operators against every number of the published code that the golden files hold.
 
-AMSA_GOLDEN_DIR names the folder; without it, the subset in tests/golden is used, which has no network weights. Files and the
-cases in them are found by pattern: further files of the same kinds are tested as they are.
+Files and the cases in them are found by pattern (see conftest.py): further files of the same kinds are tested as they are.
 """
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from amsa.engine.metrics import compare_pictures
-from amsa.model import AMSA, AMSAConfig, convert_published
-from amsa.model.checkpoints import published_from_state, rename_published
-from amsa.model.matching import fusion_weights
-from amsa.model.resample import upscale_bilinear, upscale_nearest
+import amsa.plugins.torch_ops  # noqa: F401
+from amsa.model.resample import upscale_nearest
 from amsa.plugins.deformable_sample.reference import tap_positions
 from amsa.plugins.patch_match.reference import Patches, candidates, hand_over, propagate
 from amsa.plugins.patch_match.schedule import Step, level_valid, steps
 
-pytestmark = pytest.mark.golden
-
-COMMITTED = Path(__file__).parent / "golden"
-GOLDEN = Path(os.environ.get("AMSA_GOLDEN_DIR") or COMMITTED)
-WEIGHTS = "golden_weights.safetensors"
-# What conversion calls the three published files, and their prefixes in the golden weights.
-PARTS = {"extractor": "net_extractor.", "values": "net_map.", "restoration": "net_g."}
-
 RELEVANCE = {"rtol": 0, "atol": 2e-5}
 OPERATOR = {"rtol": 0, "atol": 1e-5}
-RESTORATION = {"rtol": 0, "atol": 1e-4}
-PICTURE = {"rtol": 0, "atol": 1e-3}
-
-
-class Golden:
-    """One golden file, or the keys of it that begin with a prefix."""
-
-    def __init__(self, path: Path, prefix: str = "") -> None:
-        self.prefix = prefix
-        with np.load(path) as file:
-            self.arrays = {k.removeprefix(prefix): file[k] for k in file.files if k.startswith(prefix)}
-
-    def __getitem__(self, key: str) -> Tensor:
-        """Floating-point arrays as float32, whole numbers as int64."""
-        array = self.arrays[key]
-        return torch.from_numpy(array.astype(np.float32 if array.dtype.kind == "f" else np.int64))
-
-    def picture(self, key: str) -> Tensor:
-        """A uint8 RGB picture as the networks take it."""
-        return self[key].float().permute(2, 0, 1)[None] / 255
-
-    def matching(self, pattern: str) -> list[re.Match[str]]:
-        """The keys that match a pattern as a whole."""
-        found = [m for k in self.arrays if (m := re.fullmatch(pattern, k))]
-        assert found, f"no key like {pattern}"
-        return found
-
-    def pair(self, key: str, first: str = "y", second: str = "x") -> tuple[Tensor, Tensor]:
-        return self[f"{key}{first}"], self[f"{key}{second}"]
-
-
-def cases(files: str, marker: str = "") -> list[Any]:
-    """(file, prefix) for every file, or for every prefix that stands before the key `marker` in it."""
-    found: list[Any] = []
-    for path in sorted(GOLDEN.glob(files)):
-        with np.load(path) as file:
-            prefixes = [k.removesuffix(marker) for k in file.files if k.endswith(marker)] if marker else [""]
-        found += [pytest.param(path, p, id=f"{path.stem}-{p.rstrip('_')}".rstrip("-")) for p in prefixes]
-    return found or [pytest.param(None, "", marks=pytest.mark.skip(f"no {files} in the golden folder"))]
-
-
-@cache
-def golden_weights() -> dict[str, Tensor] | None:
-    """The network's weights: beside the golden files, else in a folder beside theirs, else in tests/golden."""
-    from safetensors.torch import load_file
-
-    for folder in (GOLDEN, *sorted(p.parent for p in GOLDEN.parent.glob(f"*/{WEIGHTS}")), COMMITTED):
-        if (folder / WEIGHTS).is_file():
-            return dict(load_file(folder / WEIGHTS))
-    return None
-
-
-@pytest.fixture(scope="module")
-def network() -> AMSA:
-    weights = golden_weights()
-    if weights is None:
-        pytest.skip(f"no {WEIGHTS} in the golden folder (11 MB, not in the repository): set AMSA_GOLDEN_DIR")
-    state: dict[str, Tensor] = {}
-    for kind, prefix in PARTS.items():
-        part = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-        state |= rename_published(part, kind, WEIGHTS)
-    return published_from_state(state, WEIGHTS)
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 def assert_close(actual: Tensor, expected: Tensor, bound: dict[str, float], what: str) -> None:
@@ -121,40 +35,43 @@ def assert_indices(actual: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor
         assert torch.equal(a, e), f"{what}: {int((a != e).sum())} of {e.numel()} differ"
 
 
-def test_the_golden_folder_is_there() -> None:
-    assert GOLDEN.is_dir(), f"AMSA_GOLDEN_DIR is {GOLDEN}, which is not a folder"
-    assert list(GOLDEN.glob("*.npz")), f"no golden files in {GOLDEN}"
-    if GOLDEN == COMMITTED:
-        assert {"metrics", "pm_steps", "pm_full", "flow", "dcn"} <= {p.stem for p in GOLDEN.glob("*.npz")}
+@pytest.mark.golden
+def test_the_golden_folder_holds_data(golden_dir: Path) -> None:
+    assert list(golden_dir.glob("*.npz")), f"no golden files in {golden_dir}"
+
+
+@pytest.mark.golden
+def test_the_committed_subset_is_whole() -> None:
+    files = {p.name: p.stat().st_size for p in (Path(__file__).parent / "golden").iterdir()}
+    assert {"metrics.npz", "pm_steps.npz", "pm_full.npz", "flow.npz", "dcn.npz"} <= set(files)
+    assert sum(files.values()) < 2_000_000
 
 
 # ------------------------------------------------------------------------------------------------ PatchMatch
 
 
-@pytest.mark.parametrize(("path", "prefix"), cases("pm_steps*.npz", "feat_in"))
-def test_steps(path: Path, prefix: str) -> None:
-    golden = Golden(path, prefix)
+@pytest.mark.golden("pm_steps*.npz", "_feat_in")
+def test_steps(golden: Any) -> None:
     ref = golden["feat_ref"][None]
     patches = Patches(golden["feat_in"][None], ref, torch.tensor([ref.shape[2:]]), int(golden["pad"]))
-    y, x = (i[None] for i in golden.pair("init_"))
+    y, x = (i[None] for i in golden.yx("init_"))
     assert_close(patches.score(y, x)[0], golden["S_init"], RELEVANCE, "S_init")
-    for m in golden.matching(r"((prop|ref)_k(\d+)(?:_i(\d+))?)_candx"):
+    for m in golden.find(r"((prop|ref)_k(\d+)(?:_i(\d+))?)_candx"):
         name, kind, dilation, iteration = m[1], m[2], int(m[3]), int(m[4] or 0)
         step = Step(kind == "prop", dilation, 0 if kind == "prop" else iteration % dilation)
-        assert_indices(candidates(step, y, x, patches.count, wrap=True), golden.pair(f"{name}_cand"), f"{name} candidates")
+        assert_indices(candidates(step, y, x, patches.count, wrap=True), golden.yx(f"{name}_cand"), f"{name} candidates")
         *best, score = propagate(patches, step, y, x, wrap=True)
-        assert_indices((best[0], best[1]), golden.pair(f"{name}_"), name)
+        assert_indices((best[0], best[1]), golden.yx(f"{name}_"), name)
         assert_close(score[0], golden[f"{name}_S"], RELEVANCE, f"{name}_S")
 
 
-@pytest.mark.parametrize(("path", "prefix"), cases("pm_steps*.npz", "feat_in"))
-def test_steps_in_a_row(path: Path, prefix: str) -> None:
-    golden = Golden(path, prefix)
+@pytest.mark.golden("pm_steps*.npz", "_feat_in")
+def test_steps_in_a_row(golden: Any) -> None:
     ref = golden["feat_ref"][None]
     patches = Patches(golden["feat_in"][None], ref, torch.tensor([ref.shape[2:]]), int(golden["pad"]))
-    for m in golden.matching(r"(level_n(\d+)_in(\d+)_ref(\d+))_idx"):
+    for m in golden.find(r"(level_n(\d+)_in(\d+)_ref(\d+))_idx"):
         name, iterations, lr_max, ref_max = m[1], *map(int, m.groups()[1:])
-        y, x = (i[None] for i in golden.pair("init_"))
+        y, x = (i[None] for i in golden.yx("init_"))
         score, done = torch.empty(0), 0
         for iteration in range(iterations):
             lr = [Step(True, 2**t) for t in range(lr_max.bit_length())]
@@ -169,22 +86,21 @@ def test_steps_in_a_row(path: Path, prefix: str) -> None:
         assert_close(score[0], golden[f"{name}_S"], RELEVANCE, f"{name}_S")
 
 
-def full_levels(golden: Golden) -> dict[int, tuple[Tensor, Tensor]]:
+def full_levels(golden: Any) -> dict[int, tuple[Tensor, Tensor]]:
     """Query and reference by level (0 is the finest), as the matcher takes them."""
     found = {}
-    for m in golden.matching(r"in(\d+)"):
+    for m in golden.find(r"in(\d+)"):
         pair = golden[f"in{m[1]}"][None], golden[f"ref{m[1]}"][None]
         found[int(m[1]).bit_length() - 1] = tuple(F.normalize(t, dim=1) for t in pair) if m[1] == "1" else pair
     return dict(sorted(found.items(), reverse=True))
 
 
-@pytest.mark.parametrize(("path", "prefix"), cases("pm_full*.npz", "rand_x"))
-def test_coarse_to_fine(path: Path, prefix: str) -> None:
-    golden = Golden(path, prefix)
+@pytest.mark.golden("pm_full*.npz", "_rand_x")
+def test_coarse_to_fine(golden: Any) -> None:
     levels = full_levels(golden)
     valid = torch.tensor([golden["ref1"].shape[1:]], dtype=torch.int32)
     size = [level_valid(int(v), max(levels)) for v in valid[0]]
-    init = torch.stack([(r * (n - 1)).round() for r, n in zip(golden.pair("rand_"), size, strict=True)])[None].int()
+    init = torch.stack([(r * (n - 1)).round() for r, n in zip(golden.yx("rand_"), size, strict=True)])[None].int()
     relevance = torch.empty(0)
     for number, (level, (query, ref)) in enumerate(levels.items()):
         name, pad = f"L{number}", int(level > 0)
@@ -196,18 +112,17 @@ def test_coarse_to_fine(path: Path, prefix: str) -> None:
         if number:
             coarse, count = ([[level_valid(int(v), k) - 2 * (k == 0) for v in valid[0]]] for k in (level + 1, level))
             start = hand_over(init.long(), True, pad, torch.tensor(coarse), torch.tensor(count))
-        assert_indices(start, golden.pair(f"{name}_init_"), f"{name}_init")
+        assert_indices(start, golden.yx(f"{name}_init_"), f"{name}_init")
         a = {"iterations": iterations, "schedule": "published", "level": level, "pad": pad, "init_scale": 2 if number else 1}
         init, relevance = torch.ops.amsa.patch_match(query, ref, valid, init, **a)
-        assert_indices((init[:, 0], init[:, 1]), golden.pair(f"{name}_out_"), f"{name}_out")
+        assert_indices((init[:, 0], init[:, 1]), golden.yx(f"{name}_out_"), f"{name}_out")
     width = int(valid[0, 1]) - 2
     assert torch.equal((init[0, 0] * width + init[0, 1]).long(), golden["max_idx"])
     assert_close(relevance[0, 0], golden["relevance"], RELEVANCE, "relevance")
 
 
-@pytest.mark.parametrize(("path", "prefix"), cases("pm_full*.npz", "exh_idx"))
-def test_exhaustive_search(path: Path, prefix: str) -> None:
-    golden = Golden(path, prefix)
+@pytest.mark.golden("pm_full*.npz", "_exh_idx")
+def test_exhaustive_search(golden: Any) -> None:
     query, ref = full_levels(golden)[0]
     patches = Patches(query, ref, torch.tensor([ref.shape[2:]]), 0)
     height, width = patches.count[0].tolist()
@@ -225,24 +140,14 @@ def test_exhaustive_search(path: Path, prefix: str) -> None:
 # ------------------------------------------------------------------------------------------------ flow and sampling
 
 
-def match_field(index: Tensor) -> Tensor:
-    """A published index (its width is the field's own) as our match: anchors from -2 on, int32 [1, 2, h+2, w+2]."""
-    rows, cols = index.shape
-    grid = torch.meshgrid(torch.arange(-2, rows + 2), torch.arange(-2, cols + 2), indexing="ij")
-    match = torch.stack(grid)
-    match[:, 2:-2, 2:-2] = torch.stack((index // cols, index % cols))
-    return match[None].int()
-
-
-@pytest.mark.parametrize(("path", "prefix"), cases("flow*.npz", "max_idx"))
-def test_flow(path: Path, prefix: str) -> None:
-    golden = Golden(path, prefix)
-    match = match_field(golden["max_idx"])
+@pytest.mark.golden("flow*.npz", "_max_idx")
+def test_flow(golden: Any) -> None:
+    match = golden.match("max_idx")
     rows, cols = golden["flow"].shape[1:3]
     own = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij"))
     assert torch.equal((match[:, :, 2:, 2:] - own).permute(0, 2, 3, 1).flip(-1), golden["flow"])
     tap_rows, tap_cols = (torch.arange(9) // 3 - 1).view(9, 1, 1), (torch.arange(9) % 3 - 1).view(9, 1, 1)
-    for m in golden.matching(r"relu(\d)_1"):
+    for m in golden.find(r"relu(\d)_1"):
         scale = 2 ** (3 - int(m[1]))
         positions = tap_positions(match, scale)
         y = positions[:, 0] - torch.arange(scale * rows).view(-1, 1) - tap_rows
@@ -252,9 +157,8 @@ def test_flow(path: Path, prefix: str) -> None:
     assert torch.equal(upscale_nearest(padded), golden["max_val"])
 
 
-@pytest.mark.parametrize(("path", "prefix"), cases("dcn*.npz", "pre_offset"))
-def test_deformable_operators(path: Path, prefix: str) -> None:
-    golden = Golden(path, prefix)
+@pytest.mark.golden("dcn*.npz", "_pre_offset")
+def test_deformable_operators(golden: Any) -> None:
     x, groups = golden["x"], int(golden["groups"])
     feat = golden["feat"] if golden["feat"].numel() else x
     learned = F.conv2d(feat, golden["com_weight"], golden["com_bias"], padding=1)
@@ -266,7 +170,8 @@ def test_deformable_operators(path: Path, prefix: str) -> None:
     assert_close(offset, golden["offset"], OPERATOR, "offset")
     assert_close(logits.sigmoid(), golden["mask"], OPERATOR, "mask")
     batch, channels, rows, cols = x.shape
-    own = match_field(torch.arange((rows - 2) * (cols - 2)).view(rows - 2, cols - 2)).expand(batch, -1, -1, -1)
+    own = torch.stack(torch.meshgrid(torch.arange(-2, rows), torch.arange(-2, cols), indexing="ij"))  # no flow
+    own = own.int().expand(batch, -1, -1, -1)
     samples = torch.ops.amsa.deformable_sample(x, own, torch.cat((offset, logits), 1), scale=1, groups=groups)
     weight = golden["weight"].permute(0, 2, 3, 1).reshape(-1, 9 * channels, 1, 1)
     assert_close(F.conv2d(samples, weight, golden["bias"]), golden["y"], OPERATOR, "y")
