@@ -183,7 +183,7 @@ def convert(
     model = convert_published(files)
     save_checkpoint(output, model, {"trained": True})
     c = model.config
-    out.print(f"{output}: {c.variant}, {c.channels} channels, {c.blocks} blocks, {c.groups} groups")
+    out.print(f"{output}: {c.variant}, {c.channels[0]} channels, {c.blocks[0]} blocks, {c.groups} groups")
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from .errors import AmsaError
@@ -20,9 +20,11 @@ class AMSAConfig:
         encoder: "vgg" (VGG16 keys to conv3_1, VGG19 values at relu1_1, relu2_1, relu3_1) or "compact" (learned, shared keys).
         key_channels: channels of match keys and queries.
         value_channels: channels of the reference values at 1, 2 and 4 times the LR grid.
-        channels: width of the restoration trunk (ngf).
-        blocks: residual blocks per trunk: content, and restoration at each scale.
+        channels: width of the restoration trunk (ngf) at 1, 2 and 4 times the LR grid.
+        blocks: residual blocks of the content trunk, and of the restoration trunks at 1, 2 and 4 times.
         groups: offset groups of the dynamic aggregation.
+        refine: the aggregation correlates LR and sampled reference features around each match, and hands the flow it
+            finds up to the next scale.
         schedule: order and reach of the propagation steps, see plugins/patch_match.
         iterations: M at 1/8, 1/4, 1/2 and full matching resolution.
         cosine: relevance is the cosine of Eq. 1; otherwise the published <K, Q/|Q|>, about [-3, 3].
@@ -36,9 +38,10 @@ class AMSAConfig:
     encoder: str
     key_channels: int
     value_channels: tuple[int, int, int]
-    channels: int
-    blocks: int
+    channels: tuple[int, int, int]
+    blocks: tuple[int, int, int, int]
     groups: int
+    refine: bool
     schedule: str
     iterations: tuple[int, int, int, int]
     cosine: bool
@@ -59,10 +62,10 @@ class AMSAConfig:
                 raise AmsaError(f"config: {name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
         if self.encoder == "vgg" and (self.key_channels, self.value_channels) != (256, (256, 128, 64)):
             raise AmsaError("config: the vgg encoder has 256 key channels and (256, 128, 64) value channels")
-        for name in ("value_channels", "iterations"):
+        for name in ("value_channels", "channels", "blocks", "iterations"):
             if any(v < 1 for v in getattr(self, name)):
                 raise AmsaError(f"config: {name} is {getattr(self, name)}; every entry must be at least 1")
-        for name in ("key_channels", "channels", "blocks", "groups", "ref_scales"):
+        for name in ("key_channels", "groups", "ref_scales"):
             if getattr(self, name) < 1:
                 raise AmsaError(f"config: {name} is {getattr(self, name)}; it must be at least 1")
         if any(c % self.groups for c in self.value_channels):
@@ -86,28 +89,43 @@ class AMSAConfig:
     def published(cls, channels: int = 64, blocks: int = 16, groups: int = 8) -> AMSAConfig:
         """The research code's network, which loads the published checkpoints."""
         return cls(
-            "published",
-            "vgg",
-            256,
-            (256, 128, 64),
-            channels,
-            blocks,
-            groups,
-            "published",
-            (1, 1, 1, 4),
-            False,
-            "bilinear",
+            variant="published",
+            encoder="vgg",
+            key_channels=256,
+            value_channels=(256, 128, 64),
+            channels=(channels, channels, channels),
+            blocks=(blocks, blocks, blocks, blocks),
+            groups=groups,
+            refine=False,
+            schedule="published",
+            iterations=(1, 1, 1, 4),
+            cosine=False,
+            base="bilinear",
         )
 
     @classmethod
     def paper(cls, channels: int = 64, blocks: int = 16, groups: int = 8) -> AMSAConfig:
         """The paper's text: its schedule, cosine relevance, values of each scale, any sizes."""
-        return cls("paper", "vgg", 256, (256, 128, 64), channels, blocks, groups, "paper", (1, 1, 2, 6), True, "bilinear")
+        published = cls.published(channels, blocks, groups)
+        return replace(published, variant="paper", schedule="paper", iterations=(1, 1, 2, 6), cosine=True)
 
     @classmethod
     def small(cls) -> AMSAConfig:
         """Ours: learned encoders of a few layers, for CPUs and small downloads."""
-        return cls("small", "compact", 16, (48, 32, 16), 32, 4, 4, "paper", (1, 1, 2, 6), True, "bicubic")
+        return cls(
+            variant="small",
+            encoder="compact",
+            key_channels=16,
+            value_channels=(32, 32, 16),
+            channels=(48, 32, 16),
+            blocks=(8, 4, 3, 1),
+            groups=1,
+            refine=True,
+            schedule="paper",
+            iterations=(1, 1, 2, 6),
+            cosine=True,
+            base="bicubic",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""

@@ -54,7 +54,7 @@ def inspect_model(path: str | Path) -> Report:
         graphs.append(GraphReport(stage.name, manifest.graphs[stage.name].size, f"{inputs} -> {outputs}"))
     state = "trained" if manifest.trained else "untrained weights"
     needs = [
-        f"opset {manifest.opset}, and the ops {', '.join(f'{DOMAIN}::{op.name}' for op in OPS)}, whose function bodies are in the files",
+        f"opset {manifest.opset}; ops {', '.join(f'{DOMAIN}::{op.name}' for op in OPS)}, whose function bodies are in the files",
         *_picture_needs(manifest.config),
     ]
     title = f"{path}: {manifest.config.variant}, {manifest.precision}, {state}; files as exported (hashes agree)"

@@ -55,10 +55,9 @@ class Upscaler:
         self._backend = open_backend(path, backend, threads)
         self.config = self._backend.config
         self.tile = tile
-        # How far a restored pixel sees, in LR pixels: at each scale the trunk's two convolutions per block and six more
-        # (offsets, masks, head, up); then the last two. A tile with this halo equals the same part of the whole picture.
-        convolutions = 2 * self.config.blocks + 6
-        self._halo = sum(-(-convolutions // s) for s in VALUE_SCALES) + 2
+        # How far a restored pixel sees, in LR pixels: at each scale the trunk's two convolutions per block and eight more
+        # (masks, offsets, flow, head, up); then the last two. A tile with this halo equals that part of the whole picture.
+        self._halo = sum(-(-(2 * b + 8) // s) for b, s in zip(self.config.blocks[1:], VALUE_SCALES, strict=True)) + 2
 
     @property
     def backend(self) -> str:
@@ -202,7 +201,7 @@ class Upscaler:
         )
         part_of_content = content[:, :, rows, cols]
         accumulator = np.zeros(
-            (1, content.shape[1], SCALE * part_of_content.shape[2], SCALE * part_of_content.shape[3]), np.float32
+            (1, self.config.channels[-1], SCALE * part_of_content.shape[2], SCALE * part_of_content.shape[3]), np.float32
         )
         for i, (match, weight, scale) in enumerate(zip(matches, weights, scales, strict=True)):
             steps.next(f"restoring from {i + 1} of {len(scales)}")

@@ -60,7 +60,7 @@ def check_parity(model: AMSA, folder: ModelFolder, lr_size: tuple[int, int], ref
         "valid": torch.tensor([[ref_size[0] // SCALE, ref_size[1] // SCALE]], dtype=torch.int32),
         "seed": torch.zeros(1, dtype=torch.int32),
         "weight": torch.ones(1, 1, *lr_size),
-        "accumulator": torch.zeros(1, model.config.channels, SCALE * lr_size[0], SCALE * lr_size[1]),
+        "accumulator": torch.zeros(1, model.config.channels[-1], SCALE * lr_size[0], SCALE * lr_size[1]),
     }
     results = []
     for stage, module in stage_modules(model):

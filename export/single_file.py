@@ -37,7 +37,7 @@ class _Composed(nn.Module):
             match, relevance = model.match(queries, keys, valid, seed)
             found.append((match, values, masks))
             relevances.append(relevance)
-        accumulator = content.new_zeros(1, 1, 1, 1).expand(1, content.shape[1], SCALE * lr.shape[2], SCALE * lr.shape[3])
+        accumulator = content.new_zeros(1, 1, 1, 1).expand(1, model.config.channels[-1], SCALE * lr.shape[2], SCALE * lr.shape[3])
         for (match, values, masks), weight in zip(found, fusion_weights(relevances, model.config.sharpness), strict=True):
             accumulator = model.restore(content, match, weight, values, masks, accumulator)
         sr: Tensor = model.finish(accumulator, lr)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..stages import KEY_LEVELS
-from .resample import halve, upscale_bicubic
+from ..stages import KEY_LEVELS, SCALE
+from .resample import halve, upscale_bicubic, upscale_bilinear
 
 # VGG's convolutions up to conv3_1: name, input and output channels; pooling comes before conv2_1 and conv3_1.
 _VGG_LAYERS = (
@@ -129,21 +129,26 @@ class CompactKeys(nn.Module):
     @staticmethod
     def shrink_ref(ref: Tensor) -> Tensor:
         """A reference at the LR's resolution: [N, 3, 4*Hk, 4*Wk] -> [N, 3, Hk, Wk]."""
-        return F.avg_pool2d(ref, 4)
+        return F.avg_pool2d(ref, SCALE)
 
 
 class CompactValues(nn.Module):
-    """Learned reference values at 1, 2 and 4 times the matching grid."""
+    """Learned reference values at 1, 2 and 4 times the matching grid.
+
+    The last three at x4 are the reference's own high frequencies, what its shrunken picture lacks: the detail to transfer.
+    """
 
     def __init__(self, channels: tuple[int, int, int]) -> None:
         super().__init__()
         c1, c2, c4 = channels
         self.conv4a = nn.Conv2d(3, c4, 3, padding=1)
-        self.conv4b = nn.Conv2d(c4, c4, 3, padding=1)
+        self.conv4b = nn.Conv2d(c4, c4 - 3, 3, padding=1)
         self.conv2 = nn.Conv2d(c4, c2, 3, padding=1, stride=2)
         self.conv1 = nn.Conv2d(c2, c1, 3, padding=1, stride=2)
 
     def forward(self, ref: Tensor) -> tuple[Tensor, ...]:
-        v4 = F.leaky_relu(self.conv4b(F.leaky_relu(self.conv4a(ref - 0.5), 0.1)), 0.1)
+        high = ref - upscale_bilinear(F.avg_pool2d(ref, SCALE))
+        learned = F.leaky_relu(self.conv4b(F.leaky_relu(self.conv4a(ref - 0.5), 0.1)), 0.1)
+        v4 = torch.cat((learned, high), 1)
         v2 = F.leaky_relu(self.conv2(v4), 0.1)
         return F.leaky_relu(self.conv1(v2), 0.1), v2, v4

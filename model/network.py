@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -44,7 +45,7 @@ class LREncoder(nn.Module):
     def __init__(self, config: AMSAConfig, shared_keys: CompactKeys | None) -> None:
         super().__init__()
         self.keys = shared_keys if shared_keys is not None else VGGKeys(4 if config.cosine else 1)
-        self.content = ContentExtractor(config.channels, config.blocks)
+        self.content = ContentExtractor(config.channels[0], config.blocks[0])
         self.round_to_8_bits = config.published_protocol
 
     def forward(self, lr: Tensor, upscaled: Tensor | None = None) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -77,18 +78,25 @@ class AMSA(nn.Module):
         self.finish = Finish(config)
 
     def reset_parameters(self, seed: int) -> None:
-        """Untrained weights from a seed: restoration as the published code begins (normal, 0.02; offsets and masks 0)."""
+        """Untrained weights from a seed.
+
+        The VGG variants' restoration begins as the published code's (normal, 0.02). Elsewhere He's, a tenth of it where a
+        branch ends, so that the picture begins as the base. Offsets and masks begin at zero.
+        """
         generator = torch.Generator().manual_seed(seed)
-        keys_and_values = (self.encode_ref.keys, self.encode_ref.values, self.encode_lr.keys)
-        encoders = {m for part in keys_and_values for m in part.modules()}
+        begins_like_published = {self.restore, self.finish, self.encode_lr.content} if self.config.encoder == "vgg" else set()
+        published = {m for part in begins_like_published for m in part.modules()}
         for name, m in self.named_modules():
             if not isinstance(m, nn.Conv2d):
                 continue
-            fan_in = m.weight[0].numel()
-            std = (2 / fan_in) ** 0.5 if m in encoders else 0.0 if "mask" in name else 0.02
+            he = (2 / m.weight[0].numel()) ** 0.5
+            std = 0.02 if m in published else 0.1 * he if re.search(r"(body\.\d+|finish)\.conv2$", name) else he
+            if "mask" in name or name.endswith("flow"):
+                std = 0.0
             with torch.no_grad():
                 m.weight.copy_(torch.randn(m.weight.shape, generator=generator) * std)
-                m.bias.zero_()  # type: ignore[union-attr]
+                if m.bias is not None:
+                    m.bias.zero_()
 
     def forward(
         self,
@@ -126,7 +134,7 @@ class AMSA(nn.Module):
                 found.append((match, values, masks))
                 relevances.append(relevance)
         accumulator = content.new_zeros(1, 1, 1, 1).expand(
-            content.shape[0], content.shape[1], SCALE * content.shape[2], SCALE * content.shape[3]
+            content.shape[0], self.config.channels[-1], SCALE * content.shape[2], SCALE * content.shape[3]
         )
         weights = fusion_weights(relevances, self.config.sharpness)
         for (match, values, masks), weight in zip(found, weights, strict=True):

@@ -49,30 +49,52 @@ class ContentExtractor(nn.Module):
 class DynamicAggregation(nn.Module):
     """Aggregates reference features around the matches (Eq. 6 to 8) at one scale.
 
-    Each sum over nine taps is the op DeformableSample followed by a 1x1 convolution with the weights w_j.
+    Each sum over nine taps is the op DeformableSample followed by a 1x1 convolution with the weights w_j. With `refine`
+    (ours) the nine samples are also correlated with the LR features, which shows where around the match the content
+    lies; the flow found there moves this scale's second sampling, and the first one of the next scale.
     """
 
-    def __init__(self, value_channels: int, channels: int, groups: int, scale: int, mask_from_ref: bool) -> None:
+    def __init__(self, config: AMSAConfig, index: int) -> None:
         super().__init__()
-        self.scale, self.groups = scale, groups
+        channels, value_channels = config.channels[index], config.value_channels[index]
+        self.scale, self.groups, self.value_channels = VALUE_SCALES[index], config.groups, value_channels
         # Published: masks from the unwarped reference, made in `encode_ref`. Otherwise from the LR features, which
         # exist at every output pixel whatever the reference's size.
-        self.warp_mask = None if mask_from_ref else conv3(channels, 9)
+        self.warp_mask = None if config.warp_mask_from_ref else conv3(channels, 9)
         self.warp = nn.Conv2d(9 * value_channels, value_channels, 1)
-        self.offset_conv1 = conv3(channels + value_channels, value_channels)
+        self.query = nn.Conv2d(channels, value_channels, 1) if config.refine else None
+        self.flow = conv3(value_channels, 2) if config.refine else None
+        correlations = 9 if config.refine else 0
+        self.offset_conv1 = conv3(channels + value_channels + correlations, value_channels)
         self.offset_conv2 = conv3(value_channels, value_channels)
-        self.offset_mask = conv3(value_channels, 27 * groups)
+        self.offset_mask = conv3(value_channels, 27 * config.groups)
         self.aggregate = nn.Conv2d(9 * value_channels, value_channels, 1)
 
-    def forward(self, x: Tensor, value: Tensor, match: Tensor, warp_mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, value: Tensor, match: Tensor, warp_mask: Tensor | None, flow: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Aggregated features Y [N, C, s*h, s*w], and with `refine` the flow [N, 2, s*h, s*w] (y, x) in pixels.
+
+        `flow`: [N, 2, s*h, s*w] that the scale below found, in this scale's pixels; None at the first.
+        """
         sample = torch.ops.amsa.deformable_sample
-        if self.warp_mask is not None:
-            warp_mask = self.warp_mask(x)
-        warped = self.warp(sample(value, match, warp_mask, scale=self.scale, groups=1))  # Y' (Eq. 6)
-        features = lrelu(self.offset_conv1(torch.cat((x, warped), 1)))
-        offset_mask = self.offset_mask(lrelu(self.offset_conv2(features)))  # Delta P (Eq. 7)
+        moved = self.warp_mask(x) if self.warp_mask is not None else warp_mask
+        assert moved is not None, "the published variant needs warp masks"
+        if flow is not None:  # nine taps, (y, x) each: the same flow for all
+            moved = torch.cat((flow.repeat(1, 9, 1, 1), moved), 1)
+        samples = sample(value, match, moved, scale=self.scale, groups=1)
+        evidence = [x, self.warp(samples)]  # Y' (Eq. 6)
+        if self.query is not None:
+            query = self.query(x) / self.value_channels**0.5
+            evidence += [(s * query).sum(1, keepdim=True) for s in samples.chunk(9, 1)]
+        features = lrelu(self.offset_conv2(lrelu(self.offset_conv1(torch.cat(evidence, 1)))))
+        offset_mask = self.offset_mask(features)  # Delta P (Eq. 7)
+        if self.flow is not None:
+            flow = self.flow(features) if flow is None else flow + self.flow(features)
+            offsets, masks = offset_mask.split((18 * self.groups, 9 * self.groups), 1)
+            offset_mask = torch.cat((offsets + flow.repeat(1, 9 * self.groups, 1, 1), masks), 1)
         # Y (Eq. 8)
-        return lrelu(self.aggregate(sample(value, match, offset_mask, scale=self.scale, groups=self.groups)))
+        return lrelu(self.aggregate(sample(value, match, offset_mask, scale=self.scale, groups=self.groups))), flow
 
 
 class ScaleRestoration(nn.Module):
@@ -80,16 +102,20 @@ class ScaleRestoration(nn.Module):
 
     def __init__(self, config: AMSAConfig, index: int) -> None:
         super().__init__()
-        channels, value_channels, scale = config.channels, config.value_channels[index], VALUE_SCALES[index]
-        self.aggregation = DynamicAggregation(value_channels, channels, config.groups, scale, config.warp_mask_from_ref)
-        self.head = conv3(channels + value_channels, channels)
-        self.body = trunk(channels, config.blocks)
-        self.up = conv3(channels, 4 * channels) if scale < VALUE_SCALES[-1] else None
+        channels = config.channels[index]
+        self.aggregation = DynamicAggregation(config, index)
+        self.head = conv3(channels + config.value_channels[index], channels)
+        self.body = trunk(channels, config.blocks[index + 1])
+        last = index == len(VALUE_SCALES) - 1
+        self.up = None if last else conv3(channels, 4 * config.channels[index + 1])
 
-    def forward(self, x: Tensor, value: Tensor, match: Tensor, warp_mask: Tensor | None) -> Tensor:
-        aggregated = self.aggregation(x, value, match, warp_mask)
+    def forward(
+        self, x: Tensor, value: Tensor, match: Tensor, warp_mask: Tensor | None, flow: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Features for the next scale, at its resolution, and the flow found here."""
+        aggregated, flow = self.aggregation(x, value, match, warp_mask, flow)
         h = self.body(lrelu(self.head(torch.cat((x, aggregated), 1)))) + x
-        return lrelu(F.pixel_shuffle(self.up(h), 2)) if self.up is not None else h
+        return (lrelu(F.pixel_shuffle(self.up(h), 2)) if self.up is not None else h), flow
 
 
 class Restoration(nn.Module):
@@ -98,6 +124,19 @@ class Restoration(nn.Module):
     def __init__(self, config: AMSAConfig) -> None:
         super().__init__()
         self.scales = nn.ModuleList(ScaleRestoration(config, i) for i in range(len(VALUE_SCALES)))
+
+    def tower(
+        self, content: Tensor, match: Tensor, values: tuple[Tensor, ...], warp_masks: tuple[Tensor, ...]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Restored features [N, channels, 4h, 4w] of one reference, and with `refine` the flow found at each scale."""
+        x, flow, flows = content, None, []
+        for i, scale in enumerate(self.scales):
+            if flow is not None:
+                flow = 2 * F.interpolate(flow, size=x.shape[2:], mode="bilinear")
+            x, flow = scale(x, values[i], match, warp_masks[i] if warp_masks else None, flow)
+            if flow is not None:
+                flows.append(flow)
+        return x, flows
 
     def forward(
         self,
@@ -118,9 +157,7 @@ class Restoration(nn.Module):
             warp_masks: published variant only: [1|N, 9, s*h, s*w]; otherwise empty.
             accumulator: [N, channels, 4h, 4w].
         """
-        x = content
-        for i, scale in enumerate(self.scales):
-            x = scale(x, values[i], match, warp_masks[i] if warp_masks else None)
+        x, _ = self.tower(content, match, values, warp_masks)
         return accumulator + x * upscale_nearest(weight)
 
 
@@ -129,8 +166,8 @@ class Finish(nn.Module):
 
     def __init__(self, config: AMSAConfig) -> None:
         super().__init__()
-        self.conv1 = conv3(config.channels, config.channels // 2)
-        self.conv2 = conv3(config.channels // 2, 3)
+        width = config.channels[-1]
+        self.conv1, self.conv2 = conv3(width, width // 2), conv3(width // 2, 3)
         self.bicubic = config.base == "bicubic"
 
     def forward(self, accumulator: Tensor, lr: Tensor) -> Tensor:
