@@ -35,7 +35,8 @@ def initial_matches(seed: Tensor, height: int, width: int, count: Tensor) -> Ten
         int32 [N, 2, height, width], (y, x).
     """
     index = torch.arange(height, device=seed.device)[:, None] * width + torch.arange(width, device=seed.device)
-    draws = _scramble(2 * index + torch.arange(2, device=seed.device)[:, None, None] + seed.long() * 1_000_003)
+    begin = seed.long() * 1_000_003 % _PRIME
+    draws = _scramble(2 * index + torch.arange(2, device=seed.device)[:, None, None] + begin)
     # `//`, not torch.div: the latter is exported as a float32 division.
     return (draws * count[:, :, None, None] // _PRIME).int()
 

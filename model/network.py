@@ -80,8 +80,8 @@ class AMSA(nn.Module):
     def reset_parameters(self, seed: int) -> None:
         """Untrained weights from a seed.
 
-        The VGG variants' restoration begins as the published code's (normal, 0.02). Elsewhere He's, a tenth of it where a
-        branch ends, so that the picture begins as the base. Offsets and masks begin at zero.
+        The VGG variants' restoration begins as the published code's (normal, 0.02), everything else as He's, a tenth of it
+        where a residual branch ends. Offsets and masks begin at zero, and the picture close to the base.
         """
         generator = torch.Generator().manual_seed(seed)
         begins_like_published = {self.restore, self.finish, self.encode_lr.content} if self.config.encoder == "vgg" else set()
@@ -90,8 +90,10 @@ class AMSA(nn.Module):
             if not isinstance(m, nn.Conv2d):
                 continue
             he = (2 / m.weight[0].numel()) ** 0.5
-            std = 0.02 if m in published else 0.1 * he if re.search(r"(body\.\d+|finish)\.conv2$", name) else he
-            if "mask" in name or name.endswith("flow"):
+            std = 0.02 if m in published else 0.1 * he if re.search(r"body\.\d+\.conv2$", name) else he
+            if m is self.finish.conv2:
+                std *= 0.01
+            elif "mask" in name or name.endswith("flow"):
                 std = 0.0
             with torch.no_grad():
                 m.weight.copy_(torch.randn(m.weight.shape, generator=generator) * std)

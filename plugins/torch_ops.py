@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import DEFORMABLE_SAMPLE, OPS, PATCH_MATCH
+from .deformable_sample.gradient import differentiable_sample
 from .deformable_sample.reference import deformable_sample
 from .patch_match.reference import patch_match, relevance_of
 from .spec import OpSpec
@@ -74,7 +75,7 @@ def _deformable_sample_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, 
     value, match, offset_mask = ctx.saved_tensors
     with torch.enable_grad():
         value, offset_mask = value.detach().requires_grad_(), offset_mask.detach().requires_grad_()
-        samples = deformable_sample(value, match, offset_mask, **ctx.attributes)
+        samples = differentiable_sample(value, match, offset_mask, **ctx.attributes)
     grad_value, grad_offset_mask = torch.autograd.grad(samples, (value, offset_mask), grad)
     return grad_value, None, grad_offset_mask
 
