@@ -68,6 +68,12 @@ class AMSAConfig:
         for name in ("key_channels", "groups", "ref_scales"):
             if getattr(self, name) < 1:
                 raise AmsaError(f"config: {name} is {getattr(self, name)}; it must be at least 1")
+        if self.channels[-1] < 2:
+            raise AmsaError(f"config: channels is {self.channels}; the last must be at least 2")
+        if not 0 <= self.sharpness < float("inf"):
+            raise AmsaError(f"config: sharpness is {self.sharpness}; it must be a number from 0")
+        if not 0 < self.ref_factor <= 1:
+            raise AmsaError(f"config: ref_factor is {self.ref_factor}; it must be above 0 and at most 1")
         if any(c % self.groups for c in self.value_channels):
             raise AmsaError(f"config: value_channels {self.value_channels} must divide into {self.groups} groups")
 
@@ -134,6 +140,8 @@ class AMSAConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AMSAConfig:
         """The reverse of `to_dict`. AmsaError names unknown and missing fields."""
+        if not isinstance(values, Mapping):
+            raise AmsaError(f"config: {values!r} is not a table of fields")
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise AmsaError(f"config: unknown field {', '.join(unknown)}; known are {', '.join(sorted(known))}")

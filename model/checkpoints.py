@@ -78,22 +78,32 @@ def load_checkpoint(path: str | Path) -> tuple[AMSA, dict[str, Any]]:
         raise AmsaError(f"{path}: a safetensors file, but not a checkpoint of amsa (it names no config)")
     try:
         metadata = json.loads(header)
-        model = AMSA(AMSAConfig.from_dict(metadata.pop("config")))
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise AmsaError(f"{path}: its config cannot be read ({e})") from e
+        config = AMSAConfig.from_dict(metadata.pop("config"))
+        with torch.device("meta"):  # costs no memory, whatever sizes the config claims
+            _require_weights(AMSA(config), state, str(path))
+    except AmsaError as e:
+        raise AmsaError(str(e) if str(e).startswith(str(path)) else f"{path}: its {e}") from e
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as e:
+        raise AmsaError(f"{path}: its config cannot be read ({str(e).splitlines()[0]})") from e
+    model = AMSA(config)
     load_weights(model, state, str(path))
     return model.eval(), metadata
 
 
 def load_weights(model: AMSA, state: Mapping[str, Tensor], source: str) -> None:
     """Fill a network from a state, which must name exactly its weights; AmsaError lists what does not fit."""
+    _require_weights(model, state, source)
+    with torch.no_grad():
+        for name, tensor in _canonical(model).items():
+            tensor.copy_(state[name])
+
+
+def _require_weights(model: AMSA, state: Mapping[str, Tensor], source: str) -> None:
     own = _canonical(model)
     _require_keys(source, set(own), set(state))
     for name, tensor in own.items():
         if state[name].shape != tensor.shape:
             raise AmsaError(f"{source}: {name} is {tuple(state[name].shape)}; this config needs {tuple(tensor.shape)}")
-        with torch.no_grad():
-            tensor.copy_(state[name])
 
 
 def _require_keys(source: str, expected: set[str], found: set[str]) -> None:

@@ -93,7 +93,11 @@ class OpSpec:
                 raise ValueError(f"{self.name}: {a.name} is {value}; it must be at least 1")
 
 
-def broadcast_batch(op: str, name: str, size: Any, batch: Any) -> None:
-    """Raise ValueError unless a tensor's batch `size` equals `batch` or is 1."""
-    if size != 1 and size != batch:
-        raise ValueError(f"{op}: {name} has batch {size}; it must be 1 or {batch}")
+def check_shape(op: str, name: str, shape: Shape, rank: int, batch: Any, channels: Any = None) -> None:
+    """Raise ValueError that names the tensor unless it has this rank, a batch of 1 or `batch`, and so many channels."""
+    if len(shape) != rank:
+        raise ValueError(f"{op}: {name} has {len(shape)} dimension{'s' * (len(shape) != 1)}; it must have {rank}")
+    if shape[0] != 1 and shape[0] != batch:
+        raise ValueError(f"{op}: {name} has batch {shape[0]}; it must be 1 or {batch}")
+    if channels is not None and shape[1] != channels:
+        raise ValueError(f"{op}: {name} has {shape[1]} channel{'s' * (shape[1] != 1)}; it must have {channels}")

@@ -18,8 +18,8 @@ def differentiable_sample(value: Tensor, match: Tensor, offset_mask: Tensor, *, 
     rows, cols = value.shape[2:]
     height, width = offset_mask.shape[2:]
     y, x, mask = (t.expand(n, groups, -1, -1, -1) for t in sampling_field(match, offset_mask, scale=scale, groups=groups))
-    # As in the reference: beyond a pixel outside everything is zero, and huge offsets stay finite.
-    y, x = y.clamp(-1, rows), x.clamp(-1, cols)
+    # Two pixels outside everything is zero; further would only overflow.
+    y, x = y.clamp(-2, rows + 1), x.clamp(-2, cols + 1)
     grid = torch.stack(((2 * x + 1) / cols - 1, (2 * y + 1) / rows - 1), -1).reshape(n * groups, 9 * height, width, 2)
     pixels = value.float().expand(n, -1, -1, -1).reshape(n * groups, c // groups, rows, cols)
     samples = F.grid_sample(pixels, grid, padding_mode="zeros", align_corners=False)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from ..spec import AttributeSpec, OpSpec, Shape, TensorSpec, broadcast_batch
+from ..spec import AttributeSpec, OpSpec, Shape, TensorSpec, check_shape
 
 
 def _infer_shapes(value: Shape, match: Shape, offset_mask: Shape, *, scale: int, groups: int) -> tuple[Shape]:
-    for name, shape in (("value", value), ("match", match), ("offset_mask", offset_mask)):
-        if len(shape) != 4:
-            raise ValueError(f"DeformableSample: {name} has {len(shape)} dimensions; it must have 4")
     batch = match[0]
-    broadcast_batch("DeformableSample", "value", value[0], batch)
-    broadcast_batch("DeformableSample", "offset_mask", offset_mask[0], batch)
+    check_shape("DeformableSample", "value", value, 4, batch)
+    check_shape("DeformableSample", "match", match, 4, batch, 2)
+    check_shape("DeformableSample", "offset_mask", offset_mask, 4, batch)
     if value[1] % groups != 0:
         raise ValueError(f"DeformableSample: value has {value[1]} channels; they must divide into {groups} groups")
     if offset_mask[1] not in (9 * groups, 27 * groups):

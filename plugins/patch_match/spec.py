@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..spec import AttributeSpec, OpSpec, Shape, TensorSpec, broadcast_batch
+from ..spec import AttributeSpec, OpSpec, Shape, TensorSpec, check_shape
 
 SCHEDULES = ("published", "paper")
 
@@ -10,18 +10,21 @@ SCHEDULES = ("published", "paper")
 def _infer_shapes(
     query: Shape, ref: Shape, valid: Shape, init: Shape, *, pad: int, init_scale: int, **_: object
 ) -> tuple[Shape, Shape]:
-    for name, shape in (("query", query), ("ref", ref), ("init", init)):
-        if len(shape) != 4:
-            raise ValueError(f"PatchMatch: {name} has {len(shape)} dimensions; it must have 4")
     batch = ref[0]
-    broadcast_batch("PatchMatch", "query", query[0], batch)
-    broadcast_batch("PatchMatch", "valid", valid[0], batch)
-    broadcast_batch("PatchMatch", "init", init[0], batch)
+    check_shape("PatchMatch", "query", query, 4, batch)
+    check_shape("PatchMatch", "ref", ref, 4, batch)
+    check_shape("PatchMatch", "valid", valid, 2, batch, 2)
+    check_shape("PatchMatch", "init", init, 4, batch, 2)
     if query[1] != ref[1]:
         raise ValueError(f"PatchMatch: query has {query[1]} channels and ref {ref[1]}; they must be equal")
+    for name, shape in (("query", query), ("ref", ref)):
+        if pad == 0 and (shape[2] < 3 or shape[3] < 3):
+            raise ValueError(f"PatchMatch: {name} is {shape[2]}x{shape[3]}; without padding both sides must be at least 3")
+    if init_scale == 2 and (query[2] % 2 != 0 or query[3] % 2 != 0):
+        raise ValueError(f"PatchMatch: query is {query[2]}x{query[3]}; with a coarser init both sides must be even")
     height, width = query[2] - 2 + 2 * pad, query[3] - 2 + 2 * pad
     expected = (height, width) if init_scale == 1 else (query[2] // 2, query[3] // 2)
-    if (init[2], init[3]) != expected:
+    if init[2] != expected[0] or init[3] != expected[1]:
         raise ValueError(f"PatchMatch: init is {init[2]}x{init[3]}; it must be {expected[0]}x{expected[1]}")
     return (batch, 2, height, width), (batch, 1, height, width)
 
