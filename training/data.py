@@ -115,18 +115,17 @@ class ReferencePairs(Dataset[dict[str, Tensor]]):
             p=[mix.views, mix.irrelevant, mix.lr, mix.blurred, 1 - mix.views - mix.irrelevant - mix.lr - mix.blurred],
         )
         if kind == "views" and self._views:
-            hr, reference = self._views[rng.integers(len(self._views))].pair(rng, crop, ref)
+            hr, reference = self._views[int(rng.integers(len(self._views)))].pair(rng, crop, ref)
             return Pair(hr, recolour(rng, reference, self._warp) if rng.random() < 0.3 else reference, *no_flow(crop))
         photo = self._photo(rng)
-        corner = (rng.integers(photo.shape[0] - crop + 1), rng.integers(photo.shape[1] - crop + 1))
+        corner = (int(rng.integers(photo.shape[0] - crop + 1)), int(rng.integers(photo.shape[1] - crop + 1)))
         hr = photo[corner[0] : corner[0] + crop, corner[1] : corner[1] + crop]
         if kind == "irrelevant":
             other = self._photo(rng)
             top, left = (rng.integers(max(1, side - ref + 1)) for side in other.shape[:2])
             part = other[top : top + ref, left : left + ref]
-            return Pair(
-                hr, cv2.copyMakeBorder(part, 0, ref - part.shape[0], 0, ref - part.shape[1], cv2.BORDER_REFLECT), *no_flow(crop)
-            )
+            whole = cv2.copyMakeBorder(part, 0, ref - part.shape[0], 0, ref - part.shape[1], cv2.BORDER_REFLECT)
+            return Pair(hr, np.asarray(whole, np.uint8), *no_flow(crop))
         if kind == "lr":
             return Pair(hr, _lr_as_reference(rng, photo, corner, crop, ref), *no_flow(crop))
         reference, position, known = synthetic_reference(rng, photo, corner, crop, ref, self._warp)
@@ -136,7 +135,7 @@ class ReferencePairs(Dataset[dict[str, Tensor]]):
 
     def _photo(self, rng: np.random.Generator) -> Image8:
         """A photo, shrunken at random: smaller is sharper and shows other scales."""
-        photo = self._photos[rng.integers(len(self._photos))]
+        photo = self._photos[int(rng.integers(len(self._photos)))]
         least = (self._crop + 16) / min(photo.shape[:2])
         scale = rng.uniform(max(0.5, least), 1)
         photo = np.ascontiguousarray(photo[:: rng.choice((-1, 1)), :: rng.choice((-1, 1))])
@@ -151,7 +150,7 @@ def _lr_as_reference(rng: np.random.Generator, photo: Image8, corner: tuple[int,
     margin = (ref - crop) // 2
     if rng.random() < 0.5:
         around = cv2.copyMakeBorder(photo, margin, margin, margin, margin, cv2.BORDER_REFLECT_101)
-        return _blur(around[corner[0] : corner[0] + ref, corner[1] : corner[1] + ref], 4)
+        return _blur(np.asarray(around[corner[0] : corner[0] + ref, corner[1] : corner[1] + ref], np.uint8), 4)
     small = Image.fromarray(photo).resize((photo.shape[1] // 4, photo.shape[0] // 4), Image.Resampling.BICUBIC)
     lr = np.asarray(small)
     rows, cols = (max(0, ref - side) for side in lr.shape[:2])

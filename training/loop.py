@@ -87,7 +87,7 @@ class Trainer:
                 f"the loss is {loss.item()} at step {self.step}; the last good state is {self.folder}/state.safetensors"
             )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
         self.optimizer.step()
         # Early on the average would hold the random beginning for thousands of steps.

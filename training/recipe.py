@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
-
-import tomllib
 
 from ..config import VARIANTS
 from ..errors import AmsaError
@@ -98,7 +97,8 @@ def _build(cls: type[Any], values: Mapping[str, Any], source: str) -> Any:
         raise AmsaError(f"{source}: unknown field {', '.join(unknown)}; known are {', '.join(known)}")
     built: dict[str, Any] = {}
     for name, value in values.items():
-        default = known[name].default_factory() if known[name].default_factory is not MISSING else known[name].default
+        factory = known[name].default_factory
+        default = known[name].default if factory is MISSING else factory()
         if is_dataclass(default):
             if not isinstance(value, dict):
                 raise AmsaError(f"{source}: {name} must be a table")

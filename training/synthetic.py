@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
@@ -69,7 +70,7 @@ def homography(rng: np.random.Generator, warp: Warp, crop: int, ref: int) -> NDA
     corners = np.array([[0, 0], [crop, 0], [crop, crop], [0, crop]], np.float64)
     moved = (corners - crop / 2) @ (scale * turn @ shear).T + ref / 2 + shift
     moved += rng.uniform(-warp.perspective, warp.perspective, (4, 2)) * crop
-    return cv2.getPerspectiveTransform(corners.astype(np.float32), moved.astype(np.float32))
+    return np.asarray(cv2.getPerspectiveTransform(corners.astype(np.float32), moved.astype(np.float32)), np.float64)
 
 
 def _smooth_field(rng: np.random.Generator, size: int, amplitude: float) -> Float:
@@ -101,16 +102,22 @@ def synthetic_reference(
     # Shrinking needs the blur that a camera would have made: the reference's pixel covers 1/scale of the photo's.
     shrink = float(np.sqrt(abs(np.linalg.det(inverse[:2, :2]))))
     blurred = cv2.GaussianBlur(photo, (0, 0), 0.45 * shrink) if shrink > 1.1 else photo
-    rendered = cv2.remap(blurred, source.astype(np.float32), None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+    rendered = _remap(blurred, source, cv2.INTER_CUBIC, cv2.BORDER_REFLECT_101)
     # Centres of the LR pixels through the inverse of `source`, by fixed-point iteration (the field is smooth and small).
     centres = np.stack(np.meshgrid(*(4 * np.arange(crop // 4) + 1.5,) * 2), -1).astype(np.float32)
     position = cv2.perspectiveTransform(centres.reshape(-1, 1, 2), forward)
     for _ in range(4):
-        moved = cv2.remap(field_, position.astype(np.float32), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        moved = _remap(field_, position, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
         position = cv2.perspectiveTransform(centres.reshape(-1, 1, 2) - moved, forward)
     position = position.reshape(crop // 4, crop // 4, 2)[..., ::-1].transpose(2, 0, 1)
-    known = ((position > 4) & (position < ref - 5)).all(0)
-    return recolour(rng, rendered, warp), np.ascontiguousarray(position, np.float32), known
+    known: NDArray[np.bool_] = ((position > 4) & (position < ref - 5)).all(0)
+    return recolour(rng, rendered.astype(np.uint8), warp), np.ascontiguousarray(position, np.float32), known
+
+
+def _remap(picture: NDArray[Any], where: NDArray[Any], interpolation: int, border: int) -> NDArray[Any]:
+    """`picture` read at (x, y) positions, [.., .., 2]."""
+    x, y = np.ascontiguousarray(where[..., 0], np.float32), np.ascontiguousarray(where[..., 1], np.float32)
+    return np.asarray(cv2.remap(picture, x, y, interpolation, borderMode=border))
 
 
 def recolour(rng: np.random.Generator, picture: Image8, warp: Warp) -> Image8:

@@ -39,8 +39,8 @@ def validator(views: Sequence[Views], crop: int, ref: int, pairs: int) -> Callab
         scores = []
         for batch in batches:
             sr, _ = restore_batch(model, batch, [0])
-            pictures = (np.clip(t[0].permute(1, 2, 0).numpy(), 0, 1) * 255 for t in (sr, batch["hr"]))
-            scores.append(psnr(*map(luma, pictures)))
+            found, truth = (luma(np.clip(t[0].permute(1, 2, 0).numpy(), 0, 1) * 255) for t in (sr, batch["hr"]))
+            scores.append(psnr(found, truth))
         return float(np.mean(scores))
 
     return validate

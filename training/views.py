@@ -23,7 +23,7 @@ class Views:
 
     def __init__(self, photos: Sequence[Image8]) -> None:
         self._photos = photos
-        sift = cv2.SIFT_create(2000)
+        sift = cv2.SIFT.create(2000)
         described = [sift.detectAndCompute(cv2.cvtColor(p, cv2.COLOR_RGB2GRAY), None) for p in photos]
         self._shared: list[tuple[int, int, NDArray[np.float32]]] = []
         for i, (points_i, words_i) in enumerate(described):

@@ -1,0 +1,277 @@
+"""The pipeline: sizes, kinds, tiles, references, protocols, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from amsa import AmsaError, Upscaler
+from amsa.config import AMSAConfig
+from amsa.engine.images import Photo, from_array
+from amsa.engine.references import common_canvas, prepare_lr, prepare_scales
+from amsa.engine.upscaler import Stats, fusion_weights
+from amsa.model import AMSA, save_checkpoint
+from amsa.model.matching import fusion_weights as torch_fusion_weights
+
+SMALL = replace(AMSAConfig.small(), ref_scales=2)
+PUBLISHED = replace(AMSAConfig.published(8, 1, 4), ref_scales=2)
+
+
+def picture(height: int, width: int, seed: int = 0, dtype: type = np.uint8) -> NDArray[Any]:
+    """A smooth random picture with detail."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), np.uint8))
+    x = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float64) + rng.normal(0, 6, (height, width, 3))
+    return (np.clip(x / 255, 0, 1) * np.iinfo(dtype).max).astype(dtype)
+
+
+def checkpoint(folder: Path, config: AMSAConfig) -> Path:
+    """A network whose last convolution, offsets and masks are not zero."""
+    model = AMSA(config)
+    model.reset_parameters(0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "mask" in name or "flow" in name or name.startswith("finish.conv2"):
+                p.copy_(0.03 * torch.randn(p.shape, generator=generator))
+    path = folder / f"{config.variant}.safetensors"
+    save_checkpoint(path, model, {"trained": True})
+    return path
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(tmp_path_factory.mktemp("small"), SMALL)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(tmp_path_factory.mktemp("published"), PUBLISHED)
+
+
+@pytest.fixture(scope="module")
+def upscaler(small: Path) -> Upscaler:
+    return Upscaler(small)
+
+
+# ------------------------------------------------------------------------------------------------ sizes and kinds
+
+
+@pytest.mark.parametrize(("lr", "ref"), [((16, 16), (64, 64)), ((17, 30), (65, 91)), ((33, 16), (64, 130))])
+def test_any_size_is_enlarged_four_times(upscaler: Upscaler, lr: tuple[int, int], ref: tuple[int, int]) -> None:
+    sr = upscaler.upscale(picture(*lr), [picture(*ref, seed=1)])
+    assert isinstance(sr, np.ndarray)
+    assert sr.shape == (4 * lr[0], 4 * lr[1], 3)
+    # near the picture it came from: shrunk again, it resembles LR
+    small = np.asarray(Image.fromarray(sr).resize(lr[::-1], Image.Resampling.BOX), np.float64)
+    assert np.abs(small - picture(*lr)).mean() < 30
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [0, 2, 3, 4])
+def test_the_same_kind_comes_out(upscaler: Upscaler, dtype: type, channels: int) -> None:
+    rgb = picture(16, 18, dtype=dtype)
+    alpha = np.full((16, 18, 1), np.iinfo(dtype).max, dtype)
+    lr = {0: rgb[..., 0], 2: np.dstack((rgb[..., :1], alpha)), 3: rgb, 4: np.dstack((rgb, alpha))}[channels]
+    sr = upscaler.upscale(lr, [picture(64, 64, 1)])
+    assert isinstance(sr, np.ndarray)
+    assert sr.dtype == dtype
+    assert sr.shape == (64, 72, *lr.shape[2:])
+    if channels in (2, 4):
+        assert (sr[..., -1] == np.iinfo(dtype).max).all()
+    if dtype == np.uint16:  # more than 8 bits times 257
+        assert (sr.reshape(64, 72, -1)[..., 0] % 257 != 0).any()
+
+
+def test_pillow_in_pillow_out(upscaler: Upscaler) -> None:
+    lr = Image.fromarray(picture(16, 20))
+    sr = upscaler.upscale(lr, [Image.fromarray(picture(64, 64, 1))])
+    assert isinstance(sr, Image.Image)
+    assert sr.size == (80, 64)
+    again = upscaler.upscale(np.asarray(lr), [picture(64, 64, 1)])
+    assert np.array_equal(np.asarray(sr), again)
+
+
+def test_metadata_follow_the_lr_photo(upscaler: Upscaler) -> None:
+    lr = replace(from_array(picture(16, 16)), icc=b"profile", exif=b"Exif\0\0x")
+    sr = upscaler.upscale_photo(lr, [replace(from_array(picture(64, 64, 1)), icc=b"other")])
+    assert (sr.icc, sr.exif, sr.bits) == (b"profile", b"Exif\0\0x", 8)
+
+
+# ------------------------------------------------------------------------------------------------ references
+
+
+def test_an_encoded_reference_equals_its_photo(upscaler: Upscaler) -> None:
+    lr, ref = picture(20, 24), picture(80, 72, 1)
+    assert np.array_equal(upscaler.upscale(lr, [ref]), upscaler.upscale(lr, [upscaler.encode_reference(ref)]))
+
+
+def test_references_of_different_sizes_all_take_part(upscaler: Upscaler) -> None:
+    lr, refs = picture(24, 24), [picture(64, 96, 1), picture(100, 70, 2)]
+    both = upscaler.upscale(lr, refs)
+    assert not np.array_equal(both, upscaler.upscale(lr, refs[:1]))
+    assert not np.array_equal(both, upscaler.upscale(lr, refs[1:]))
+    # in any order, but for the order of sums and the last bit of rounding
+    assert np.abs(both.astype(int) - upscaler.upscale(lr, refs[::-1]).astype(int)).max() <= 1
+
+
+def test_fusion_weights_are_torchs(rng: np.random.Generator) -> None:
+    relevances = [rng.normal(size=(1, 1, 5, 7)).astype(np.float32) for _ in range(3)]
+    weights = fusion_weights(relevances, 10.0)
+    np.testing.assert_allclose(sum(weights), 1, rtol=1e-6)
+    expected = torch_fusion_weights([torch.from_numpy(r) for r in relevances], 10.0)
+    np.testing.assert_allclose(np.stack(weights), torch.stack(expected).numpy(), atol=1e-6)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def test_scales_of_a_reference() -> None:
+    rgb = from_array(picture(101, 130)).rgb
+    scales = prepare_scales(rgb, replace(SMALL, ref_scales=5), None)
+    for i, (pixels, valid) in enumerate(scales):
+        height, width = int(101 * 0.8**i), int(130 * 0.8**i)
+        assert valid.tolist() == [[height // 4, width // 4]]
+        assert valid.dtype == np.int32
+        assert pixels.shape == (1, 3, -(-height // 32) * 32, -(-width // 32) * 32)
+        # the padding repeats the last row and column
+        picture_part = pixels[:, :, :height, :width]
+        padding = ((0, 0), (0, 0), (0, pixels.shape[2] - height), (0, pixels.shape[3] - width))
+        assert np.array_equal(pixels, np.pad(picture_part, padding, mode="edge"))
+    assert np.array_equal(scales[0][0][0, :, :101, :130], rgb.transpose(2, 0, 1))
+
+
+def test_padding_is_never_matched(upscaler: Upscaler) -> None:
+    # a reference whose padding, repeated pixels, would be the best match of a flat LR picture
+    lr = prepare_lr(np.full((16, 16, 3), 0.5, np.float32), None)
+    photo = picture(70, 70, 1)
+    photo[-1], photo[:, -1] = 128, 128
+    backend = upscaler._backend
+    pixels, valid = prepare_scales(from_array(photo).rgb, SMALL, None)[0]
+    queries, keys = backend.run("encode_lr", {"lr": lr}), backend.run("encode_ref", {"ref": pixels})
+    tensors = {k: v for k, v in {**queries, **keys}.items() if k.startswith(("query_", "key_"))}
+    for seed in range(3):
+        found = backend.run("match", {**tensors, "valid": valid, "seed": np.array([seed], np.int32)})
+        match = found["match"][:, :, 2:-2, 2:-2]
+        assert match.min() >= 0
+        assert match.max() <= 70 // 4 - 3
+
+
+# ------------------------------------------------------------------------------------------------ tiles, seeds, progress
+
+
+def test_tiles_change_nothing(small: Path) -> None:
+    # the halo is 28 pixels: the middle ones of six tiles see neither end
+    lr, refs = from_array(picture(96, 16)), [from_array(picture(64, 64, 1))]
+    whole = Upscaler(small, tile=128).upscale_photo(lr, refs).rgb
+    tiled = Upscaler(small, tile=16).upscale_photo(lr, refs).rgb
+    np.testing.assert_allclose(tiled, whole, atol=1e-5)
+
+
+def test_equal_seeds_give_equal_pictures(upscaler: Upscaler) -> None:
+    lr, refs = picture(24, 24), [picture(96, 96, 1)]
+    first = upscaler.upscale(lr, refs, seed=3)
+    assert np.array_equal(first, upscaler.upscale(lr, refs, seed=3))
+    assert not np.array_equal(first, upscaler.upscale(lr, refs, seed=4))
+
+
+def test_progress_counts_every_step_once(upscaler: Upscaler) -> None:
+    calls: list[tuple[int, int, str]] = []
+    stats = Stats()
+    lr, refs = from_array(picture(20, 20)), [from_array(picture(64, 64, s)) for s in (1, 2)]
+    upscaler.upscale_photo(lr, refs, progress=lambda *call: calls.append(call), stats=stats)
+    # 1 LR, and for 2 photos at 2 scales: reading, matching, restoring
+    assert [(done, total) for done, total, _ in calls] == [(i, 13) for i in range(13)]
+    assert set(stats.seconds) == {"encode_ref", "encode_lr", "match", "restore", "finish"}
+    assert all(s > 0 for s in stats.seconds.values())
+
+
+# ------------------------------------------------------------------------------------------------ the published protocol
+
+
+def test_the_published_canvas() -> None:
+    assert common_canvas((16, 20), [(70, 200)]) == (64, 192)
+    assert common_canvas((17, 20), [(70, 90), (250, 64)]) == (224, 96)
+
+
+def test_the_published_scales_are_pils() -> None:
+    photo = picture(70, 110)
+    scales = prepare_scales(from_array(photo).rgb, PUBLISHED, (96, 128))
+    image = Image.fromarray(photo[:64, :96])
+    for i, (pixels, valid) in enumerate(scales):
+        if i:
+            image = image.resize((int(96 * 0.8), int(64 * 0.8)), Image.Resampling.BICUBIC)
+        expected = np.asarray(image, np.float32)[: image.height // 4 * 4, : image.width // 4 * 4] / 255
+        assert valid.tolist() == [[24, 32]]  # all of the canvas may be matched, zeros included
+        np.testing.assert_allclose(pixels[0, :, : expected.shape[0], : expected.shape[1]], expected.transpose(2, 0, 1), atol=1e-7)
+        assert not pixels[0, :, expected.shape[0] :].any()
+        assert not pixels[0, :, :, expected.shape[1] :].any()
+
+
+def test_published_models_take_other_sizes(published: Path) -> None:
+    upscaler = Upscaler(published)
+    lr, ref = picture(16, 20), picture(70, 100, 1)
+    sr = upscaler.upscale(lr, [ref])
+    assert isinstance(sr, np.ndarray)
+    assert sr.shape == (64, 80, 3)
+    encoded = upscaler.encode_reference(ref, lr_size=(16, 20))
+    assert np.array_equal(sr, upscaler.upscale(lr, [encoded]))
+    # values of scale 0 for every scale
+    assert encoded.scales[1].tensors["value_4"] is encoded.scales[0].tensors["value_4"]
+    with pytest.raises(AmsaError, match=r"encoded for \(64, 96\); this picture needs \(128, 96\): encode it again"):
+        upscaler.upscale(picture(32, 20), [encoded])
+    with pytest.raises(AmsaError, match="give lr_size"):
+        upscaler.encode_reference(ref)
+
+
+def test_published_tiles_change_nothing(published: Path) -> None:
+    lr, refs = from_array(picture(48, 16)), [from_array(picture(64, 64, 1))]
+    whole = Upscaler(published, tile=128).upscale_photo(lr, refs).rgb
+    np.testing.assert_allclose(Upscaler(published, tile=16).upscale_photo(lr, refs).rgb, whole, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda u: u.upscale(picture(16, 16), []), "no reference photo; give at least one"),
+        (lambda u: u.upscale(picture(15, 40), [picture(64, 64)]), "LR is 40x15 pixels; at least 16"),
+        (lambda u: u.upscale(picture(16, 16), [picture(64, 64), picture(64, 63)]), "reference 2 is 63x64 pixels; at least 64"),
+        (lambda u: u.encode_reference(picture(63, 64), name="r.png"), "r.png is 64x63"),
+        (lambda u: u.upscale(picture(16, 16), [picture(64, 64)], seed=-1), "seed is -1"),
+        (lambda u: u.upscale(picture(16, 16), [picture(64, 64)], seed=2**31), "seed is 2147483648"),
+        (lambda u: u.upscale(picture(16, 16).astype(float), [picture(64, 64)]), "dtype float64"),
+    ],
+)
+def test_errors_are_one_line(upscaler: Upscaler, call: Callable[[Upscaler], object], message: str) -> None:
+    with pytest.raises(AmsaError, match=message) as caught:
+        call(upscaler)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_reference_of_another_protocol_is_refused(upscaler: Upscaler, published: Path) -> None:
+    encoded = Upscaler(published).encode_reference(picture(64, 64), lr_size=(16, 16))
+    with pytest.raises(AmsaError, match="encoded by a published model"):
+        upscaler.upscale(picture(16, 16), [encoded])
+
+
+def test_the_shipped_model_says_whether_it_is_trained() -> None:
+    shipped = Upscaler()
+    assert shipped.backend == "onnxruntime"
+    assert shipped.config == AMSAConfig.small()
+    assert isinstance(shipped.trained, bool)
+    sr = shipped.upscale_photo(from_array(picture(16, 16)), [from_array(picture(64, 64, 1))])
+    assert isinstance(sr, Photo)
+    assert np.isfinite(sr.rgb).all()
