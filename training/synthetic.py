@@ -110,7 +110,7 @@ def synthetic_reference(
         moved = _remap(field_, position, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
         position = cv2.perspectiveTransform(centres.reshape(-1, 1, 2) - moved, forward)
     position = position.reshape(crop // 4, crop // 4, 2)[..., ::-1].transpose(2, 0, 1)
-    known: NDArray[np.bool_] = ((position > 4) & (position < ref - 5)).all(0)
+    known: NDArray[np.bool_] = np.all((position > 4) & (position < ref - 5), axis=0)
     return recolour(rng, rendered.astype(np.uint8), warp), np.ascontiguousarray(position, np.float32), known
 
 
