@@ -198,7 +198,8 @@ def inspect(
     if as_json:
         _print_json(report.as_dict())
         return
-    table = Table("graph", "MB", "tensors", title=report.title, title_justify="left")
+    out.print(report.title)
+    table = Table("graph", "MB", "tensors")
     for row in report.graphs:
         table.add_row(row.name, f"{row.bytes / 1e6:.2f}", row.signature)
     if report.graphs:
