@@ -1,0 +1,185 @@
+"""What an export writes, and what it refuses to overwrite."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import amsa
+from amsa import AmsaError
+from amsa.config import AMSAConfig
+from amsa.export import check_parity, check_target, export_folder, export_single_file, load_network
+from amsa.export import folder as folder_module
+from amsa.export.graphs import export_graph
+from amsa.manifest import ModelFolder
+from amsa.model import AMSA
+from amsa.model.stage_modules import stage_modules
+from amsa.plugins import DOMAIN, OPSET
+
+Exported = Callable[[str], tuple[AMSA, Path, Path]]
+Picture = Callable[..., NDArray[np.uint8]]
+STAGES = ["encode_ref", "encode_lr", "match", "restore", "finish"]
+
+
+@pytest.mark.parametrize("name", ["small", "reduced"])
+def test_the_folder_holds_five_checked_graphs(exported: Exported, name: str) -> None:
+    model, folder, _ = exported(name)
+    assert {p.name for p in folder.iterdir()} == {"manifest.json", *(f"{s}.onnx" for s in STAGES)}
+    opened = ModelFolder.open(folder)
+    assert opened.manifest.config == model.config
+    assert (opened.manifest.trained, opened.manifest.precision, opened.manifest.opset) == (True, "fp32", OPSET)
+    assert OPSET >= 20
+    for stage in model.config.stages():
+        graph = onnx.load(folder / f"{stage.name}.onnx")
+        onnx.checker.check_model(graph, full_check=True)
+        for declared, values in ((stage.inputs, graph.graph.input), (stage.outputs, graph.graph.output)):
+            assert [v.name for v in values] == [t.name for t in declared]
+            dims = [[d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values]
+            assert dims == [list(t.dims) for t in declared]
+        ours = {n.op_type for n in graph.graph.node if n.domain == DOMAIN}
+        assert ours == {"match": {"PatchMatch"}, "restore": {"DeformableSample"}}.get(stage.name, set())
+        assert {f.name for f in graph.functions} == ours
+
+
+def test_the_files_tell_nothing_of_the_exporting_machine(exported: Exported) -> None:
+    _, folder, _ = exported("small")
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        for word in (str(Path(amsa.__file__).parent), str(Path.home()), "site-packages", ".py"):
+            assert word.encode() not in content, (path.name, word)
+
+
+@pytest.mark.parametrize("name", ["small", "reduced", pytest.param("paper", marks=pytest.mark.slow)])
+def test_parity_after_an_export(exported: Exported, name: str) -> None:
+    model, folder, _ = exported(name)
+    results = check_parity(model, ModelFolder.open(folder), (40, 48), (160, 192))
+    assert [r.stage for r in results] == STAGES
+    for r in results:
+        assert r.difference <= 1e-4 * max(1, r.scale), r
+        assert r.other_matches <= 0.001
+
+
+def test_parity_notices_another_network(exported: Exported) -> None:
+    _, folder, _ = exported("small")
+    other = AMSA(AMSAConfig.small())
+    other.reset_parameters(9)
+    results = {r.stage: r for r in check_parity(other, ModelFolder.open(folder), (40, 48), (96, 96))}
+    assert results["restore"].difference > 1e-2
+
+
+def test_a_zip_is_the_folder_in_one_file(exported: Exported, tmp_path: Path) -> None:
+    _, folder, _ = exported("small")
+    with zipfile.ZipFile(tmp_path / "m.amsa", "w") as z:
+        for path in folder.iterdir():
+            z.write(path, path.name)
+    assert ModelFolder.open(tmp_path / "m.amsa").graphs == ModelFolder.open(folder).graphs
+    content = bytearray((tmp_path / "m.amsa").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "m.amsa").write_bytes(content)
+    with pytest.raises(AmsaError, match=r"damaged|not the file that was exported"):
+        ModelFolder.open(tmp_path / "m.amsa")
+
+
+def test_exporting_twice_gives_the_same_bytes(exported: Exported) -> None:
+    model, folder, _ = exported("small")
+    stage, module = next((s, m) for s, m in stage_modules(model) if s.name == "finish")
+    again = export_graph(module, stage.name, stage.inputs, stage.outputs).SerializeToString()
+    assert again == (folder / "finish.onnx").read_bytes()
+
+
+def test_the_shipped_model_is_this_versions() -> None:
+    shipped = ModelFolder.open(Path(amsa.__file__).parent / "weights" / "small")
+    assert shipped.manifest.config == AMSAConfig.small()
+
+
+# ------------------------------------------------------------------------------------------------ targets and failures
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> AMSA:
+    """A network whose export skips the tracing: what is tested is the writing."""
+
+    class Written:
+        def SerializeToString(self) -> bytes:
+            return b"graph"
+
+    monkeypatch.setattr(folder_module, "export_graph", lambda *_: Written())
+    return AMSA(AMSAConfig.small())
+
+
+def test_an_export_replaces_an_earlier_one(quick: AMSA, tmp_path: Path) -> None:
+    for trained in (True, False):
+        export_folder(quick, trained, tmp_path / "m")
+        assert json.loads((tmp_path / "m" / "manifest.json").read_text())["trained"] == trained
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+    export_folder(quick, True, tmp_path / "m.amsa")
+    assert zipfile.is_zipfile(tmp_path / "m.amsa")
+
+
+@pytest.mark.parametrize("name", ["m", "m.amsa"])
+def test_a_failed_export_leaves_the_earlier_one(quick: AMSA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    export_folder(quick, True, tmp_path / name)
+    before = ModelFolder.open(tmp_path / name).manifest
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(zipfile.ZipFile, "writestr", full)
+    with pytest.raises(AmsaError, match="No space left on device"):
+        export_folder(quick, False, tmp_path / name)
+    assert ModelFolder.open(tmp_path / name).manifest == before
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_targets_that_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.txt").write_text("years of work")
+    (tmp_path / "file").write_text("x")
+    refused = {"foreign": "not an exported model", "file": "is a file", "m.onnx": "--single-file", "no/m": "create it first"}
+    for target, word in refused.items():
+        with pytest.raises(AmsaError, match=word):
+            check_target(tmp_path / target)
+    assert (tmp_path / "foreign" / "thesis.txt").read_text() == "years of work"
+
+
+def test_an_untrained_network_comes_from_its_seed() -> None:
+    (a, trained), (b, _), (c, _) = (load_network("small", seed) for seed in (3, 3, 4))
+    assert not trained
+    assert torch.equal(a.finish.conv1.weight, b.finish.conv1.weight)
+    assert not torch.equal(a.finish.conv1.weight, c.finish.conv1.weight)
+
+
+# ------------------------------------------------------------------------------------------------ one file
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("small", [(96, 64), (64, 160)]), pytest.param("reduced", [(96, 128), (96, 128)], marks=pytest.mark.slow)]
+)
+def test_a_single_file_equals_the_network(
+    exported: Exported, picture: Picture, tmp_path: Path, name: str, sizes: list[tuple[int, int]]
+) -> None:
+    model, _, _ = exported(name)
+    export_single_file(model, tmp_path / "amsa.onnx", len(sizes))
+    assert [p.name for p in tmp_path.iterdir()] == ["amsa.onnx"]
+    onnx.checker.check_model(tmp_path / "amsa.onnx", full_check=True)
+    lr, *refs = (
+        torch.from_numpy(picture(*size, seed)).permute(2, 0, 1)[None].float() / 255
+        for seed, size in enumerate([(24, 32), *sizes])
+    )
+    session = onnxruntime.InferenceSession(tmp_path / "amsa.onnx", providers=["CPUExecutionProvider"])
+    inputs = {"lr": lr.numpy(), **{f"ref_{i}": r.numpy() for i, r in enumerate(refs)}}
+    (found,) = session.run(None, inputs)
+    photos = [refs] if model.config.published_protocol else [[r] for r in refs]
+    with torch.inference_mode():
+        expected = model(lr, photos).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-3)
