@@ -19,7 +19,7 @@ lint: .venv/ready ## style and types; the link lets mypy see the root folder as 
 	  MYPYPATH=$$d "$(CURDIR)/.venv/bin/mypy" --config-file "$(CURDIR)/setup.cfg" --cache-dir "$(CURDIR)/.mypy_cache" -p amsa
 
 weights: .venv/ready ## export the shipped model anew
-	.venv/bin/amsa export small -o weights/small
+	.venv/bin/amsa export weights/small.safetensors -o weights/small
 
 .venv-demo/ready: setup.cfg
 	$(PYTHON) -m venv .venv-demo
