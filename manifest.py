@@ -124,6 +124,16 @@ class ModelFolder:
         return cls(path, manifest, graphs)
 
 
+def is_export(path: Path) -> bool:
+    """Whether a folder or `.amsa` file holds a manifest of ours and nothing that it does not name: safe to replace."""
+    try:
+        text = _reader(path)(FILE_NAME)
+        manifest = Manifest.from_json(text or b"", str(path))
+        return _names(path) <= {FILE_NAME, *(g.file for g in manifest.graphs.values())}
+    except (AmsaError, OSError):
+        return False
+
+
 def _reader(path: Path) -> Callable[[str], bytes | None]:
     if path.is_dir():
 

@@ -20,7 +20,7 @@ class StageParity:
     """How far ONNX Runtime's outputs of a stage are from PyTorch's.
 
     Attributes:
-        difference: the largest absolute difference over the stage's float outputs.
+        difference: the largest absolute difference over the stage's float outputs; NaN where either has a NaN.
         scale: the largest absolute value in PyTorch's.
         other_matches: share of matches that differ (near-ties), for the match stage; otherwise 0.
     """
@@ -86,6 +86,7 @@ def _compare(stage: str, expected: Mapping[str, Tensor], found: Mapping[str, np.
         if reference.dtype == np.int32:
             other = float((reference != found[name]).any(1).mean())
         else:
-            difference = max(difference, float(np.abs(reference - found[name]).max()))
-            scale = max(scale, float(np.abs(reference).max()))
+            # np.maximum, not max: NaN must come through, max(0, nan) is 0.
+            difference = float(np.maximum(difference, np.abs(reference - found[name]).max()))
+            scale = float(np.maximum(scale, np.abs(reference).max()))
     return StageParity(stage, difference, scale, other)

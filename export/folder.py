@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..config import VARIANTS
 from ..errors import AmsaError
-from ..manifest import FILE_NAME, GraphFile, Manifest
+from ..manifest import FILE_NAME, GraphFile, Manifest, is_export
 from ..model.checkpoints import load_checkpoint
 from ..model.network import AMSA
 from ..model.stage_modules import stage_modules
@@ -65,12 +65,14 @@ def check_target(path: Path) -> None:
         raise AmsaError(f"{path.parent}: no such folder; create it first")
     if not os.access(path.parent, os.W_OK):
         raise AmsaError(f"{path.parent}: not writable; choose another folder")
-    if path.is_dir() and any(path.iterdir()) and not (path / FILE_NAME).is_file():
-        raise AmsaError(f"{path} holds files that are not an exported model; choose a new or empty folder")
+    if path.is_dir() and any(path.iterdir()) and not is_export(path):
+        raise AmsaError(f"{path} holds files that are not an exported model of this version; choose a new or empty folder")
     if path.suffix == ".amsa" and path.is_dir():
         raise AmsaError(f"{path} is a folder; an .amsa export is one file")
     if path.is_file() and path.suffix != ".amsa":
         raise AmsaError(f"{path} is a file; choose a folder, or a name that ends in .amsa")
+    if path.is_file() and not is_export(path):
+        raise AmsaError(f"{path} is not an exported model of this version, so it is not replaced; choose another name")
 
 
 def _write(path: Path, files: Mapping[str, bytes]) -> None:

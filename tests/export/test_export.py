@@ -19,6 +19,7 @@ from amsa import AmsaError
 from amsa.config import AMSAConfig
 from amsa.export import check_parity, check_target, export_folder, export_single_file, load_network
 from amsa.export import folder as folder_module
+from amsa.export.check import _compare
 from amsa.export.graphs import export_graph
 from amsa.manifest import ModelFolder
 from amsa.model import AMSA
@@ -150,6 +151,26 @@ def test_targets_that_are_refused(tmp_path: Path) -> None:
         with pytest.raises(AmsaError, match=word):
             check_target(tmp_path / target)
     assert (tmp_path / "foreign" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_manifest_of_something_else_protects_its_folder(quick: AMSA, tmp_path: Path) -> None:
+    extension = tmp_path / "extension"
+    extension.mkdir()
+    (extension / "manifest.json").write_text('{"manifest_version": 3}')
+    (extension / "thesis.txt").write_text("years of work")
+    (tmp_path / "notes.amsa").write_text("not a zip")
+    export_folder(quick, True, tmp_path / "mine")
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    for name in ("extension", "notes.amsa", "mine"):
+        with pytest.raises(AmsaError, match="not an exported model"):
+            export_folder(quick, False, tmp_path / name)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_graph_that_gives_nan_is_not_at_parity() -> None:
+    picture = {"sr": torch.ones(1, 3, 4, 4)}
+    assert np.isnan(_compare("finish", picture, {"sr": np.full((1, 3, 4, 4), np.nan, np.float32)}).difference)
 
 
 def test_an_untrained_network_comes_from_its_seed() -> None:

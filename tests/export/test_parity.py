@@ -43,6 +43,7 @@ class Both:
     def run(self, stage: str, inputs: Arrays) -> Arrays:
         expected, found = self._reference.run(stage, inputs), self._other.run(stage, inputs)
         assert {k: v.shape for k, v in expected.items()} == {k: v.shape for k, v in found.items()}
+        assert all(np.isfinite(v).all() for v in (*expected.values(), *found.values())), stage
         if stage == "match":
             differs = (expected["match"] != found["match"]).any(1)[0, 2:-2, 2:-2]
             gap = np.abs(expected["relevance"] - found["relevance"])[0, 0, 1:-1, 1:-1]
