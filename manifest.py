@@ -75,15 +75,19 @@ class Manifest:
                 )
             if values["sizes"] != _SIZES:
                 raise AmsaError(f"{source}: manifest sizes {values['sizes']} are not this version's; export the model again")
-            config = AMSAConfig.from_dict(values["config"])
+            try:
+                config = AMSAConfig.from_dict(values["config"])
+            except AmsaError as e:
+                raise AmsaError(f"{source}: {FILE_NAME}: {e}; export the model again") from e
             graphs = {name: GraphFile(**graph) for name, graph in values["graphs"].items()}
+            outside = any(Path(g.file).name != g.file for g in graphs.values())
             manifest = cls(config, graphs, bool(values["trained"]), str(values["precision"]), int(values["opset"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
             raise AmsaError(f"{source}: {FILE_NAME} cannot be read ({type(e).__name__}: {e}); export the model again") from e
         expected = [s.name for s in config.stages()]
         if sorted(graphs) != sorted(expected):
             raise AmsaError(f"{source}: {FILE_NAME} names graphs {', '.join(sorted(graphs))}; it must name {', '.join(expected)}")
-        if any(Path(g.file).name != g.file for g in graphs.values()):
+        if outside:
             raise AmsaError(f"{source}: {FILE_NAME} names a file outside of the folder")
         return manifest
 
@@ -154,8 +158,8 @@ def _reader(path: Path) -> Callable[[str], bytes | None]:
         try:
             with zipfile.ZipFile(path) as z:
                 return z.read(name) if name in z.namelist() else None
-        except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError) as e:
-            raise AmsaError(f"{path}: a damaged .amsa file ({e})") from e
+        except Exception as e:  # zipfile's own errors, and those of each decompressor
+            raise AmsaError(f"{path}: a damaged .amsa file ({type(e).__name__}: {e})") from e
 
     return read_zip
 

@@ -75,6 +75,7 @@ class TorchBackend:
 
     def __init__(self, path: Path, threads: int | None) -> None:
         try:
+            import safetensors  # noqa: F401  (imported where it is used, once a file is read)
             import torch
 
             from ..model.checkpoints import load_checkpoint
