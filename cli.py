@@ -60,9 +60,7 @@ def upscale(
     from .engine.upscaler import Stats, Upscaler
 
     check_writable(output)
-    for path in (lr, *refs):
-        if output.exists() and path.exists() and output.samefile(path):
-            raise AmsaError(f"{output} is also an input; choose another output")
+    _check_not_an_input(output, lr, *refs)
     begin = time.perf_counter()
     lr_photo = read_photo(lr)
     check_format(output, lr_photo, 4)
@@ -228,6 +226,7 @@ def compare(
 
     if output is not None:
         check_writable(output)
+        _check_not_an_input(output, a, b, lr, *(ref or ()))
     if lr is not None or ref:
         if lr is None or not ref:
             raise AmsaError("two models are compared on photos: give both --lr and --ref")
@@ -240,6 +239,9 @@ def compare(
             if path.is_dir() or path.suffix in (".safetensors", ".amsa"):
                 raise AmsaError(f"{path} is a model; to compare models add --lr and --ref photos to run them on")
         pictures = [read_photo(a), read_photo(b)]
+    sizes = [f"{p.width}x{p.height}" for p in pictures]
+    if sizes[0] != sizes[1]:
+        raise AmsaError(f"{a} is {sizes[0]} and {b} is {sizes[1]}; give pictures of one size")
     comparison = compare_pictures(pictures[0].rgb, pictures[1].rgb, border)
     if output is not None:
         difference, gain = difference_picture(pictures[0].rgb, pictures[1].rgb)
@@ -265,7 +267,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 def main() -> None:
     """Entry point: AmsaError and lack of memory are one line and exit code 2; a bug of ours is a traceback and code 1."""
-    warnings.showwarning = lambda message, *_args, **_kwargs: err.print(f"note: {message}")
+    warnings.showwarning = lambda message, *_args, **_kwargs: err.print(f"note: {' '.join(str(message).split())}")
     try:
         app()
     except AmsaError as e:
@@ -280,6 +282,12 @@ def main() -> None:
 def _fail(message: str) -> None:
     err.print(f"error: {' '.join(message.split())}")
     sys.exit(2)
+
+
+def _check_not_an_input(output: Path, *inputs: Path | None) -> None:
+    for path in inputs:
+        if path is not None and output.exists() and path.exists() and output.samefile(path):
+            raise AmsaError(f"{output} is also an input; choose another output")
 
 
 def _require_extra(extra: str, *modules: str) -> None:

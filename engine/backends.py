@@ -55,10 +55,19 @@ class OnnxRuntimeBackend:
             try:
                 session = onnxruntime.InferenceSession(self._folder.graphs[stage], options, providers=["CPUExecutionProvider"])
             except Exception as e:  # onnxruntime's exceptions share no base class but Exception
-                reason = str(e).splitlines()[0]
+                reason = " ".join(str(e).split())[:200]
                 raise AmsaError(
                     f"{self._folder.path}: ONNX Runtime {onnxruntime.__version__} cannot load {stage}.onnx ({reason})"
                 ) from e
+            declared = next(s for s in self.config.stages() if s.name == stage)
+            for what, tensors, found in (
+                ("inputs", declared.inputs, session.get_inputs()),
+                ("outputs", declared.outputs, session.get_outputs()),
+            ):
+                if [t.name for t in tensors] != [t.name for t in found]:
+                    raise AmsaError(
+                        f"{self._folder.path}: {stage}.onnx is another graph (its {what} differ); export the model again"
+                    )
             self._sessions[stage] = session
         return self._sessions[stage]
 

@@ -80,7 +80,18 @@ def _checkpoint(path: Path) -> Report:
         metadata = json.loads(header.pop("__metadata__")["amsa"])
         config = AMSAConfig.from_dict(metadata["config"])
         weights = sum(_size(tensor["shape"]) for tensor in header.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as e:
+    except AmsaError as e:
+        raise AmsaError(f"{path}: its {e}") from e
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        struct.error,
+    ) as e:
         raise AmsaError(f"{path}: not a checkpoint of amsa ({type(e).__name__}: {e})") from e
     state = "trained" if metadata.get("trained") else "untrained weights"
     title = f"{path}: checkpoint, {config.variant}, {weights / 1e6:.2f} M weights, {path.stat().st_size / 1e6:.1f} MB, {state}"
