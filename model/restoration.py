@@ -86,7 +86,7 @@ class DynamicAggregation(nn.Module):
         evidence = [x, self.warp(samples)]  # Y' (Eq. 6)
         if self.query is not None:
             query = self.query(x) / self.value_channels**0.5
-            evidence += [(s * query).sum(1, keepdim=True) for s in samples.chunk(9, 1)]
+            evidence.append((samples.unflatten(1, (9, self.value_channels)) * query[:, None]).sum(2))
         features = lrelu(self.offset_conv2(lrelu(self.offset_conv1(torch.cat(evidence, 1)))))
         offset_mask = self.offset_mask(features)  # Delta P (Eq. 7)
         if self.flow is not None:

@@ -5,12 +5,14 @@ Schemas and shapes come from the ops' declarations, arithmetic from their refere
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import DEFORMABLE_SAMPLE, OPS, PATCH_MATCH
+from .deformable_sample import cpu
 from .deformable_sample.gradient import differentiable_sample
 from .deformable_sample.reference import deformable_sample
 from .patch_match.reference import patch_match, relevance_of
@@ -62,6 +64,8 @@ def _patch_match_backward(ctx: Any, _: Any, grad: Tensor) -> tuple[Tensor | None
 
 def _deformable_sample(*tensors: Tensor, **attributes: Any) -> Tensor:
     _empty_outputs(DEFORMABLE_SAMPLE, *(t.to("meta") for t in tensors), **attributes)
+    if cpu.available(*tensors):
+        return cpu.deformable_sample(*tensors, **attributes)
     with torch.no_grad():
         return deformable_sample(*tensors, **attributes)
 
@@ -73,11 +77,21 @@ def _deformable_sample_setup(ctx: Any, inputs: tuple[Tensor, ...], keyword_only_
 
 def _deformable_sample_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     value, match, offset_mask = ctx.saved_tensors
+    if cpu.available(value, match, offset_mask, grad):
+        grad_value, grad_offset_mask = cpu.deformable_sample_backward(value, match, offset_mask, grad, **ctx.attributes)
+        return grad_value, None, grad_offset_mask
     with torch.enable_grad():
         value, offset_mask = value.detach().requires_grad_(), offset_mask.detach().requires_grad_()
         samples = differentiable_sample(value, match, offset_mask, **ctx.attributes)
     grad_value, grad_offset_mask = torch.autograd.grad(samples, (value, offset_mask), grad)
     return grad_value, None, grad_offset_mask
+
+
+def _in_float32(op: OpSpec, device: str, *tensors: Tensor, **attributes: Any) -> Any:
+    """Under autocast: positions need more than 16 bits have (`torch.library.register_autocast` takes no keywords)."""
+    with torch.autocast(device, enabled=False):
+        floats = (t.float() if t.is_floating_point() else t for t in tensors)
+        return getattr(torch.ops.amsa, op.torch_name)(*floats, **attributes)
 
 
 def _register(op: OpSpec, implementation: Any, setup_context: Any, backward: Any) -> None:
@@ -91,6 +105,8 @@ def _register(op: OpSpec, implementation: Any, setup_context: Any, backward: Any
     torch.library.impl(name, "default", implementation)
     torch.library.register_fake(name, fake)
     torch.library.register_autograd(name, backward, setup_context=setup_context)
+    for device in ("cpu", "cuda"):
+        torch.library.impl(name, f"Autocast{device.upper()}", partial(_in_float32, op, device))
 
 
 _register(PATCH_MATCH, _patch_match, _patch_match_setup, _patch_match_backward)

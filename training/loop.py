@@ -39,8 +39,10 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, dataset: Dataset[dict[str, Tensor]], folder: Path, validate: Validate | None) -> None:
         self.recipe, self.dataset, self.folder, self.validate = recipe, dataset, folder, validate
-        self.model = AMSA(VARIANTS[recipe.variant]())
-        self.model.reset_parameters(recipe.seed)
+        model = AMSA(VARIANTS[recipe.variant]())
+        model.reset_parameters(recipe.seed)
+        # Channels last: a step of `small` on 2 cores takes 0.60 s, channels first 0.87 s.
+        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = copy.deepcopy(self.model).eval()
         self.optimizer = torch.optim.Adam(self.model.parameters(), recipe.lr, betas=recipe.betas)
         self.step, self.best, self.seconds = 0, -math.inf, 0.0
@@ -79,6 +81,8 @@ class Trainer:
             group["lr"] = learning_rate(recipe, self.step)
         rng = np.random.default_rng((recipe.seed, self.step))
         exponents = [0, int(rng.integers(1, self.model.config.ref_scales))] if rng.random() < recipe.two_scales else [0]
+        for name in ("lr", "hr", "ref"):
+            batch[name] = batch[name].contiguous(memory_format=torch.channels_last)
         _, losses = restore_batch(self.model, batch, exponents)
         w = recipe.weights
         loss = w.pixel * losses.pixel + w.contrastive * losses.contrastive + w.flow * losses.flow

@@ -13,12 +13,14 @@ from ..model.matching import fusion_weights
 from ..model.network import AMSA
 from ..plugins.deformable_sample.reference import tap_positions
 from ..stages import REF_MULTIPLE, SCALE, VALUE_SCALES
-from .matching import exhaustive_match
+from .matching import Exhaustive, exhaustive_match
 
 # How far a refined position may be from its match to be learned from, in pixels of its scale: further is another place.
 _REACH = 3.0
 # Temperature of the contrastive loss: relevances of neighbours differ by about a tenth.
 _TEMPERATURE = 0.05
+# Every seventh patch is asked for: neighbours say the same, and all of them would cost a quarter of a step.
+_ANCHOR_STEP = 7
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,14 @@ def restore_batch(model: AMSA, batch: dict[str, Tensor], exponents: list[int]) -
         factor = config.ref_factor**exponent
         ref, valid = scale_ref(batch["ref"], factor)
         keys, values, masks = model.encode_ref(ref)
-        match, relevance, scores = exhaustive_match(queries[0], keys[0], valid, config.cosine)
-        features, flows = model.restore.tower(content, match, values, masks)
+        found = exhaustive_match(queries[0], keys[0], valid, config.cosine)
+        features, flows = model.restore.tower(content, found.match, values, masks)
         towers.append(features)
-        relevances.append(relevance)
+        relevances.append(found.relevance)
         # Positions in this scale's reference, in pixels of the matching grid.
         position = ((batch["position"] + 0.5) * factor) / SCALE - 0.5
-        contrastive = contrastive + contrastive_loss(scores, position, batch["known"], valid, keys[0].shape[3] - 2)
-        flow_loss = flow_loss + flow_consistency(flows, match, position, batch["known"])
+        contrastive = contrastive + contrastive_loss(found, position, batch["known"], valid, keys[0].shape[3] - 2)
+        flow_loss = flow_loss + flow_consistency(flows, found.match, position, batch["known"])
     weights = fusion_weights(relevances, config.sharpness)
     accumulator = torch.zeros_like(towers[0])
     for features, weight in zip(towers, weights, strict=True):
@@ -68,21 +70,21 @@ def restore_batch(model: AMSA, batch: dict[str, Tensor], exponents: list[int]) -
     return sr, Losses(F.l1_loss(sr, hr), contrastive / n, flow_loss / n, psnr)
 
 
-def contrastive_loss(scores: Tensor, position: Tensor, known: Tensor, valid: Tensor, cols: int) -> Tensor:
-    """Cross-entropy of every known patch against all patches of the reference (InfoNCE over the matching's own scores).
+def contrastive_loss(found: Exhaustive, position: Tensor, known: Tensor, valid: Tensor, cols: int) -> Tensor:
+    """Cross-entropy of known patches against all patches of the reference (InfoNCE over the matching's own scores).
 
     Args:
-        scores: [N, P, R] of all patch pairs. position: [N, 2, h, w], true centres on the matching grid.
+        found: all patches. position: [N, 2, h, w], true centres on the matching grid.
         known: bool [N, h, w]. valid: int [1, 2]. cols: patch columns of the reference.
     """
     corner = position[:, :, 1:-1, 1:-1].round().long() - 1  # a patch is named by its top-left corner
     limit = (valid.long() - 2).view(1, 2, 1, 1)
     usable = known[:, 1:-1, 1:-1] & ((corner >= 0) & (corner < limit)).all(1)
-    target = (corner[:, 0] * cols + corner[:, 1]).flatten(1)
-    chosen = usable.flatten(1)
-    if not chosen.any():
-        return scores.new_zeros(())
-    return F.cross_entropy(scores[chosen] / _TEMPERATURE, target[chosen])
+    target = torch.where(usable, corner[:, 0] * cols + corner[:, 1], -1).flatten(1)[:, ::_ANCHOR_STEP]
+    scores = torch.bmm(found.queries[:, :, ::_ANCHOR_STEP].transpose(1, 2), found.keys) / _TEMPERATURE
+    scores = scores.masked_fill(~found.inside, -torch.inf).flatten(0, 1)
+    total = F.cross_entropy(scores, target.flatten(), ignore_index=-1, reduction="sum")
+    return total / (target >= 0).sum().clamp_min(1)
 
 
 def flow_consistency(flows: list[Tensor], match: Tensor, position: Tensor, known: Tensor) -> Tensor:

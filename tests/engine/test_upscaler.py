@@ -15,7 +15,10 @@ from PIL import Image
 
 from amsa import AmsaError, Upscaler
 from amsa.config import AMSAConfig
-from amsa.engine.images import Photo, from_array
+from amsa.engine.backends import SHIPPED_MODEL
+from amsa.engine.demo import load_pair, shrink
+from amsa.engine.images import Photo, from_array, resize_bicubic, to_array
+from amsa.engine.metrics import psnr
 from amsa.engine.references import common_canvas, prepare_lr, prepare_scales
 from amsa.engine.upscaler import Stats, fusion_weights
 from amsa.model import AMSA, save_checkpoint
@@ -275,3 +278,185 @@ def test_the_shipped_model_says_whether_it_is_trained() -> None:
     sr = shipped.upscale_photo(from_array(picture(16, 16)), [from_array(picture(64, 64, 1))])
     assert isinstance(sr, Photo)
     assert np.isfinite(sr.rgb).all()
+
+
+# ------------------------------------------------------------------------------------------------ what follows the LR photo
+
+
+def test_gray_is_the_mean_of_the_colours(upscaler: Upscaler) -> None:
+    gray = picture(16, 20)[..., 0]
+    lr, refs = from_array(gray), [from_array(picture(64, 64, 1))]
+    sr = upscaler.upscale_photo(lr, refs)
+    coloured = upscaler.upscale_photo(replace(lr, gray=False), refs)
+    assert (sr.gray, coloured.gray) == (True, False)
+    assert np.abs(coloured.rgb - coloured.rgb.mean(2, keepdims=True)).max() > 1e-3  # the reference's colours show
+    np.testing.assert_allclose(sr.rgb, np.repeat(coloured.rgb.mean(2, keepdims=True), 3, 2), atol=1e-6)
+
+
+def test_alpha_is_enlarged_by_pils_bicubic(upscaler: Upscaler) -> None:
+    alpha = picture(16, 20, seed=3)[..., 0]
+    lr, refs = picture(16, 20), [picture(64, 64, 1)]
+    sr = upscaler.upscale(np.dstack((lr, alpha)), refs)
+    assert isinstance(sr, np.ndarray)
+    assert np.array_equal(sr[..., :3], upscaler.upscale(lr, refs))  # what lies under it does not change
+    image = Image.fromarray(alpha.astype(np.float32)).resize((80, 64), Image.Resampling.BICUBIC)
+    assert np.abs(sr[..., 3] - np.clip(np.asarray(image), 0, 255)).max() <= 0.51
+
+
+def test_a_references_alpha_and_depth_do_not_matter(upscaler: Upscaler) -> None:
+    lr, ref = picture(16, 20), picture(64, 64, 1)
+    expected = upscaler.upscale(lr, [ref])
+    alpha = picture(64, 64, 2)[..., :1]
+    for same in (np.dstack((ref, alpha)), ref.astype(np.uint16) * 257, Image.fromarray(ref)):
+        assert np.array_equal(upscaler.upscale(lr, [same]), expected)
+    gray = ref[..., 0]
+    assert np.array_equal(upscaler.upscale(lr, [gray]), upscaler.upscale(lr, [np.dstack((gray,) * 3)]))
+
+
+@pytest.mark.parametrize("metadata", [{"trained": False}, {}])
+def test_untrained_weights_say_so(tmp_path: Path, upscaler: Upscaler, metadata: dict[str, bool]) -> None:
+    assert upscaler.trained
+    save_checkpoint(tmp_path / "m.safetensors", AMSA(SMALL), metadata)
+    assert not Upscaler(tmp_path / "m.safetensors").trained
+
+
+# ------------------------------------------------------------------------------------------------ tiles, exactly
+
+
+HALO_CONFIGS = {
+    "small": SMALL,
+    "shallow": replace(SMALL, blocks=(1, 1, 1, 1)),
+    "paper": AMSAConfig.paper(8, 2, 4),
+    "published": PUBLISHED,
+}
+
+
+@pytest.mark.parametrize("name", HALO_CONFIGS)
+def test_the_halo_is_as_far_as_a_pixel_sees(tmp_path: Path, name: str) -> None:
+    """Everything beyond the halo is NaN, which no convolution forgives: the tile must not have seen it."""
+    config = HALO_CONFIGS[name]
+    upscaler = Upscaler(checkpoint(tmp_path, config))
+    halo, width = upscaler._halo, 16
+    tile, height = slice(halo + 4, halo + 8), 2 * halo + 12
+    rng = np.random.default_rng(0)
+
+    def tensor(channels: int, scale: int = 1) -> NDArray[np.float32]:
+        return rng.normal(size=(1, channels, scale * height, scale * width)).astype(np.float32)
+
+    scales = tuple(zip((1, 2, 4), config.value_channels, strict=True))
+    inputs = {f"value_{s}": tensor(c, s) for s, c in scales}
+    if config.warp_mask_from_ref:
+        inputs |= {f"warp_mask_{s}": tensor(9, s) for s, _ in scales}
+    inputs["match"] = np.stack(np.meshgrid(np.arange(-2, height), np.arange(-2, width), indexing="ij"))[None].astype(np.int32)
+    inputs["weight"] = np.ones((1, 1, height, width), np.float32)
+    inputs["accumulator"] = np.zeros((1, config.channels[-1], 4 * height, 4 * width), np.float32)
+    content, lr = tensor(config.channels[0]), tensor(3)
+
+    def restored(seen: int) -> NDArray[np.float32]:
+        """The tile, where only so many pixels above and below it are known."""
+        unknown = np.ones(height, bool)
+        unknown[max(0, tile.start - seen) : tile.stop + seen] = False
+        known = {k: np.where(unknown[:, None], np.float32(np.nan), v) for k, v in (("content", content), ("lr", lr))}
+        accumulator = upscaler._backend.run("restore", inputs | {"content": known["content"]})["accumulator_out"]
+        sr = upscaler._backend.run("finish", {"accumulator": accumulator, "lr": known["lr"]})["sr"]
+        return sr[:, :, 4 * tile.start : 4 * tile.stop]
+
+    whole = restored(height)
+    assert np.isfinite(whole).all()
+    assert np.array_equal(restored(halo), whole)
+    assert not np.isfinite(restored(halo - 8)).all()  # nor is it much larger than needed: by 5 to 7 pixels
+
+
+@pytest.mark.parametrize("tile", [0, -1, -128])
+def test_a_tile_has_pixels(small: Path, tile: int) -> None:
+    with pytest.raises(AmsaError, match=f"tile is {tile}"):
+        Upscaler(small, tile=tile)
+
+
+def test_progress_counts_tiles_and_spares_encoded_references(small: Path) -> None:
+    upscaler, calls = Upscaler(small, tile=10), []
+    refs = [upscaler.encode_reference(picture(64, 64, 1)), from_array(picture(64, 96, 2))]
+    upscaler.upscale_photo(from_array(picture(20, 17)), refs, progress=lambda *call: calls.append(call))
+    # 1 LR, 2 scales to read of the photo, 4 to match, and 4 tiles of each
+    assert [(done, total) for done, total, _ in calls] == [(i, 23) for i in range(23)]
+    assert [sum(what in c[2] for c in calls) for what in ("reading a reference", "matching", "restoring")] == [2, 4, 16]
+
+
+# ------------------------------------------------------------------------------------------------ encoded references
+
+
+def test_a_published_reference_larger_than_the_picture_is_encoded_once(published: Path) -> None:
+    upscaler = Upscaler(published)
+    lr, ref = picture(16, 16), picture(128, 100, 1)
+    encoded = upscaler.encode_reference(ref, lr_size=(16, 16))
+    assert encoded.canvas == (128, 96)
+    assert np.array_equal(upscaler.upscale(lr, [encoded]), upscaler.upscale(lr, [ref]))
+
+
+def test_a_reference_encoded_by_another_network_is_refused(upscaler: Upscaler, tmp_path: Path) -> None:
+    others = {"paper": replace(AMSAConfig.paper(8, 1, 4), ref_scales=2), "small": replace(SMALL, ref_scales=3)}
+    for name, config in others.items():
+        (tmp_path / name).mkdir()
+        encoded = Upscaler(checkpoint(tmp_path / name, config)).encode_reference(picture(64, 64, 1))
+        with pytest.raises(AmsaError, match="encode it again"):
+            upscaler.upscale(picture(16, 16), [encoded])
+
+
+# ------------------------------------------------------------------------------------------------ the smallest scale
+
+
+@pytest.mark.parametrize(("ref_scales", "ref_factor"), [(9, 0.8), (50, 0.8), (2, 0.1)])
+def test_scales_that_leave_nothing_to_match_are_refused(ref_scales: int, ref_factor: float) -> None:
+    with pytest.raises(AmsaError, match="config: ref_scales"):
+        replace(SMALL, ref_scales=ref_scales, ref_factor=ref_factor)
+
+
+def test_the_smallest_scale_that_can_be_matched(tmp_path: Path) -> None:
+    upscaler = Upscaler(checkpoint(tmp_path, replace(SMALL, ref_scales=8)))  # 64 * 0.8^7 = 13 pixels: 3 rows and columns
+    assert np.shape(upscaler.upscale(picture(16, 16), [picture(64, 64, 1)])) == (64, 64, 3)
+
+
+# ------------------------------------------------------------------------------------------------ the shipped model
+
+
+def test_the_shipped_weights_are_the_checkpoints() -> None:
+    import onnx
+    from safetensors.numpy import load_file
+
+    folder = SHIPPED_MODEL
+    graphs = [onnx.load(path).graph for path in folder.glob("*.onnx")]
+    exported = [onnx.numpy_helper.to_array(i) for graph in graphs for i in graph.initializer]
+    known = {a.tobytes() for a in exported if a.dtype == np.float32}
+    weights = load_file(folder.with_suffix(".safetensors"))
+    assert len(weights) > 50
+    assert [name for name, w in weights.items() if w.tobytes() not in known] == []
+
+
+@pytest.fixture(scope="module")
+def motorcycle() -> tuple[Photo, NDArray[Any], NDArray[Any]]:
+    """LR, truth and reference: a part of the demo's photos."""
+    pytest.importorskip("skimage")
+    left, right = (to_array(photo) for photo in load_pair())
+    truth, ref = left[128:288, 200:360], right[128:288, 170:330]
+    return shrink(from_array(truth.copy()))[0], truth, ref.copy()
+
+
+def test_the_shipped_model_takes_detail_from_the_reference(motorcycle: tuple[Photo, NDArray[Any], NDArray[Any]]) -> None:
+    lr, truth, ref = motorcycle
+    shipped = Upscaler()
+
+    def quality(reference: NDArray[Any]) -> float:
+        return psnr(to_array(shipped.upscale_photo(lr, [from_array(reference)])), truth)
+
+    bicubic = psnr(to_array(Photo(resize_bicubic(lr.rgb, 160, 160))), truth)
+    nothing, second_view, itself = quality(np.full_like(truth, 128)), quality(ref), quality(truth.copy())
+    assert bicubic + 0.5 < nothing + 0.5 < second_view < itself  # measured: 21.2, 22.1, 23.3, 23.8 dB
+
+
+def test_another_seed_gives_nearly_the_same_picture(motorcycle: tuple[Photo, NDArray[Any], NDArray[Any]]) -> None:
+    lr, _, ref = motorcycle
+    shipped = Upscaler()
+    first, again, *others = (to_array(shipped.upscale_photo(lr, [from_array(ref)], seed=s)) for s in (0, 0, 1, 2**31 - 2))
+    assert np.array_equal(first, again)
+    for other in others:
+        assert 35 < psnr(first, other) < np.inf  # measured: 44 to 52 dB; 40 to 42 on the whole photo

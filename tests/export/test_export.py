@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +23,7 @@ from amsa import AmsaError
 from amsa.config import AMSAConfig
 from amsa.export import check_parity, check_target, export_folder, export_single_file, load_network
 from amsa.export import folder as folder_module
+from amsa.export import single_file as single_file_module
 from amsa.export.check import _compare
 from amsa.export.graphs import export_graph
 from amsa.manifest import ModelFolder
@@ -142,6 +147,84 @@ def test_a_failed_export_leaves_the_earlier_one(quick: AMSA, tmp_path: Path, mon
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
+class Interrupted(BaseException):
+    """What may happen at any moment, and is no OSError: KeyboardInterrupt without ending the tests."""
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), Interrupted()], ids=["disk", "interruption"])
+@pytest.mark.parametrize(("name", "moved"), [("m", "new"), ("m", "m"), ("m.amsa", "m.amsa")])
+def test_a_failed_renaming_leaves_the_earlier_export(
+    quick: AMSA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException, name: str, moved: str
+) -> None:
+    export_folder(quick, True, tmp_path / name)
+    before = ModelFolder.open(tmp_path / name)
+    replace, failed = Path.replace, []
+
+    def fails_once(self: Path, target: Path) -> Path:
+        if self.name == moved and not failed:
+            failed.append(self)
+            raise failure
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fails_once)
+    with pytest.raises(AmsaError if isinstance(failure, OSError) else Interrupted):
+        export_folder(quick, False, tmp_path / name)
+    assert failed
+    assert ModelFolder.open(tmp_path / name) == before
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_a_graph_that_cannot_be_exported_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+
+    def fails_at_the_third(_module: object, name: str, *_: object) -> onnx.ModelProto:
+        done.append(name)
+        if len(done) == 3:
+            raise RuntimeError("a dimension was traced as a constant")
+        return onnx.ModelProto()
+
+    monkeypatch.setattr(folder_module, "export_graph", fails_at_the_third)
+    with pytest.raises(RuntimeError, match="traced as a constant"):
+        export_folder(AMSA(AMSAConfig.small()), True, tmp_path / "m")
+    assert done == STAGES[:3]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_export_is_the_same_file_at_any_time(quick: AMSA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export_folder(quick, True, tmp_path / "a.amsa")
+    later = time.time() + 1e6
+    monkeypatch.setattr(time, "time", lambda: later)
+    export_folder(quick, True, tmp_path / "b.amsa")
+    assert (tmp_path / "a.amsa").read_bytes() == (tmp_path / "b.amsa").read_bytes()
+
+
+def test_an_export_says_what_it_does(quick: AMSA, tmp_path: Path) -> None:
+    said: list[str] = []
+    export_folder(quick, True, tmp_path / "m", said.append)
+    assert [line.split(":")[0] for line in said] == [f"exporting {name}" for name in STAGES]
+
+
+@pytest.mark.parametrize("folder", ["file/m", "gone/m.amsa", "file/m.amsa"])
+def test_targets_without_a_folder(quick: AMSA, tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(AmsaError, match="no such folder; create it first"):
+        export_folder(quick, True, tmp_path / folder)
+    (tmp_path / "m.amsa").mkdir()
+    with pytest.raises(AmsaError, match="is a folder"):
+        export_folder(quick, True, tmp_path / "m.amsa")
+    assert {p.name for p in tmp_path.rglob("*")} == {"file", "m.amsa"}
+
+
+@pytest.mark.slow
+def test_another_process_exports_the_same_bytes(exported: Exported, tmp_path: Path) -> None:
+    """No order of a set or of hashes, no address and no time gets into a graph."""
+    _, folder, checkpoint = exported("small")
+    program = f"from amsa.export import *; export_folder(*load_network({str(checkpoint)!r}), {str(tmp_path / 'm')!r})"
+    subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": "1"}, check=True)
+    for path in folder.iterdir():
+        assert (tmp_path / "m" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
 def test_targets_that_are_refused(tmp_path: Path) -> None:
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "thesis.txt").write_text("years of work")
@@ -181,6 +264,47 @@ def test_an_untrained_network_comes_from_its_seed() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ one file
+
+
+@pytest.fixture
+def quick_file(quick: AMSA, monkeypatch: pytest.MonkeyPatch) -> AMSA:
+    monkeypatch.setattr(single_file_module, "export_graph", folder_module.export_graph)
+    return quick
+
+
+def test_a_single_file_is_replaced_whole_or_not_at_all(quick_file: AMSA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"earlier")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "replace", full)
+        with pytest.raises(AmsaError, match="No space left on device"):
+            export_single_file(quick_file, path, 2)
+    assert path.read_bytes() == b"earlier"
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+    export_single_file(quick_file, path, 2)
+    assert path.read_bytes() == b"graph"
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("name", "references", "message"),
+    [
+        ("m", 1, "must end in .onnx"),
+        ("m.amsa", 1, "must end in .onnx"),
+        ("m.onnx", 0, "at least one reference"),
+        ("gone/m.onnx", 1, "no such folder"),
+        ("folder.onnx", 1, "is a folder"),
+    ],
+)
+def test_single_files_that_are_refused(quick_file: AMSA, tmp_path: Path, name: str, references: int, message: str) -> None:
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(AmsaError, match=message):
+        export_single_file(quick_file, tmp_path / name, references)
+    assert [p.name for p in tmp_path.rglob("*")] == ["folder.onnx"]
 
 
 @pytest.mark.parametrize(

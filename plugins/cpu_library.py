@@ -1,0 +1,55 @@
+"""The ops' CPU kernels in C++: compiled once with the machine's compiler, cached, loaded with ctypes.
+
+Without a compiler everything works through the PyTorch references, several times slower; a warning says so once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+import warnings
+from functools import cache
+from pathlib import Path
+
+_SOURCES = (Path(__file__).parent / "deformable_sample" / "cpu.cpp",)
+# No contraction: rounding would depend on whether the processor has FMA.
+_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-pthread")
+
+
+class Sizes(ctypes.Structure):
+    """`Sizes` of deformable_sample/cpu.cpp."""
+
+    _fields_ = [  # noqa: RUF012
+        (name, ctypes.c_int)
+        for name in ("n", "value_n", "c", "rows", "cols", "height", "width", "scale", "groups", "with_offsets")
+    ]
+
+
+@cache
+def cpu_library() -> ctypes.CDLL | None:
+    """The loaded library, compiled first where the cache has none; None, and a warning, where it cannot be compiled."""
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        warnings.warn("no C++ compiler: the CPU kernels run as PyTorch references, several times slower", stacklevel=2)
+        return None
+    digest = hashlib.sha256(" ".join((compiler, *_FLAGS)).encode())
+    for source in _SOURCES:
+        digest.update(source.read_bytes())
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "amsa"
+    library = folder / f"cpu-{digest.hexdigest()[:16]}.so"
+    try:
+        if not library.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                built = Path(scratch) / library.name
+                subprocess.run([compiler, *_FLAGS, "-o", built, *_SOURCES], check=True, capture_output=True, text=True)
+                built.replace(library)
+        return ctypes.CDLL(str(library))
+    except (OSError, subprocess.CalledProcessError) as e:
+        reason = e.stderr.strip().splitlines()[0] if isinstance(e, subprocess.CalledProcessError) and e.stderr else e
+        warnings.warn(f"the CPU kernels cannot be built ({reason}); they run as PyTorch references, slower", stacklevel=2)
+        return None
