@@ -23,7 +23,7 @@ _FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-pthrea
 class Sizes(ctypes.Structure):
     """`Sizes` of deformable_sample/cpu.cpp."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         (name, ctypes.c_int)
         for name in ("n", "value_n", "c", "rows", "cols", "height", "width", "scale", "groups", "with_offsets")
     ]

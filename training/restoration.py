@@ -1,19 +1,21 @@
-"""The restoration stage: what a step computes and which losses it has."""
+"""The restoration stage: what a step computes and which losses it has (paper, section 3.3)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..engine.references import round_up
 from ..model.matching import fusion_weights
 from ..model.network import AMSA
 from ..plugins.deformable_sample.reference import tap_positions
 from ..stages import REF_MULTIPLE, SCALE, VALUE_SCALES
+from .adversarial import Perceptual
+from .distributed import ratio
 from .matching import Exhaustive, exhaustive_match
+from .recipe import Recipe
 
 # How far a refined position may be from its match to be learned from, in pixels of its scale: further is another place.
 _REACH = 3.0
@@ -23,14 +25,31 @@ _TEMPERATURE = 0.05
 _ANCHOR_STEP = 7
 
 
-@dataclass(frozen=True)
-class Losses:
-    """Terms of a step's loss, and the picture's PSNR."""
+class RestorationObjective(nn.Module):
+    """Restores a batch and says how well: L1, and by the recipe's weights the other terms.
 
-    pixel: Tensor
-    contrastive: Tensor
-    flow: Tensor
-    psnr: Tensor
+    Args:
+        recipe: of the stage.
+        model: the network, trained in place.
+    """
+
+    def __init__(self, recipe: Recipe, model: AMSA) -> None:
+        super().__init__()
+        self.recipe, self.model = recipe, model
+        self.perceptual = Perceptual(recipe.imagenet, recipe.seed) if recipe.weights.perceptual else None
+
+    def forward(self, batch: dict[str, Tensor], step: int) -> tuple[dict[str, Tensor], Tensor]:
+        """The terms by the names of `Weights` (adversarial: added by the loop), and the picture [N, 3, H, W]."""
+        recipe, config = self.recipe, self.model.config
+        rng = np.random.default_rng((recipe.seed, step))
+        exponents = list(range(recipe.scales))
+        if rng.random() < recipe.extra_scale and recipe.scales < config.ref_scales:
+            exponents.append(int(rng.integers(recipe.scales, config.ref_scales)))
+        sr, contrastive, flow = restore(self.model, batch, exponents, recipe.matching, step)
+        terms = {"pixel": F.l1_loss(sr, batch["hr"]), "contrastive": contrastive, "flow": flow}
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual(sr, batch["hr"])
+        return terms, sr
 
 
 def scale_ref(ref: Tensor, factor: float) -> tuple[Tensor, Tensor]:
@@ -38,36 +57,60 @@ def scale_ref(ref: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     height, width = (int(side * factor) for side in ref.shape[2:])
     small = F.interpolate(ref, size=(height, width), mode="bicubic", antialias=True) if factor < 1 else ref
     pad = (0, round_up(width, REF_MULTIPLE) - width, 0, round_up(height, REF_MULTIPLE) - height)
-    return F.pad(small, pad, mode="replicate"), torch.tensor([[height // SCALE, width // SCALE]], dtype=torch.int32)
+    valid = torch.tensor([[height // SCALE, width // SCALE]], dtype=torch.int32, device=ref.device)
+    return F.pad(small, pad, mode="replicate"), valid
 
 
-def restore_batch(model: AMSA, batch: dict[str, Tensor], exponents: list[int]) -> tuple[Tensor, Losses]:
-    """Restore a batch from its reference at scales k^exponent; returns the picture and the losses."""
+def restore(
+    model: AMSA, batch: dict[str, Tensor], exponents: list[int], matching: str = "exhaustive", seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Restore a batch from its reference at scales k^exponent.
+
+    Args:
+        model: the network. exponents: of the scales.
+        batch: as `ReferencePairs` makes it; without `position` and `known` both terms are zero.
+        matching: as in the recipe; "patch_match" has no contrastive term. seed: of PatchMatch's initial matches.
+
+    Returns:
+        The picture [N, 3, 4h, 4w], not clamped; the contrastive and the flow term.
+    """
     config = model.config
-    lr, hr = batch["lr"], batch["hr"]
+    lr = batch["lr"]
     queries, content = model.encode_lr(lr)
     towers, relevances = [], []
     contrastive, flow_loss = lr.new_zeros(()), lr.new_zeros(())
+    known = batch.get("known")  # validation has none
+    first = None
     for exponent in exponents:
         factor = config.ref_factor**exponent
         ref, valid = scale_ref(batch["ref"], factor)
         keys, values, masks = model.encode_ref(ref)
-        found = exhaustive_match(queries[0], keys[0], valid, config.cosine)
-        features, flows = model.restore.tower(content, found.match, values, masks)
+        if config.published_protocol:  # values of scale 0 for every scale
+            first = first or (values, masks)
+            values, masks = first
+        with torch.autocast(lr.device.type, enabled=False):
+            if matching == "exhaustive":
+                found = exhaustive_match(queries[0].float(), keys[0].float(), valid, config.cosine)
+                match, relevance = found.match, found.relevance
+            else:
+                seeds = torch.tensor([seed], dtype=torch.int32, device=lr.device)
+                levels = [tuple(f.float() for f in pyramid) for pyramid in (queries, keys)]
+                match, relevance = model.match(*levels, valid, seeds)
+        features, flows = model.restore.tower(content, match, values, masks)
         towers.append(features)
-        relevances.append(found.relevance)
-        # Positions in this scale's reference, in pixels of the matching grid.
-        position = ((batch["position"] + 0.5) * factor) / SCALE - 0.5
-        contrastive = contrastive + contrastive_loss(found, position, batch["known"], valid, keys[0].shape[3] - 2)
-        flow_loss = flow_loss + flow_consistency(flows, found.match, position, batch["known"])
+        relevances.append(relevance)
+        if known is not None:
+            # Positions in this scale's reference, in pixels of the matching grid.
+            position = ((batch["position"] + 0.5) * factor) / SCALE - 0.5
+            flow_loss = flow_loss + flow_consistency(flows, match, position, known)
+            if matching == "exhaustive":
+                contrastive = contrastive + contrastive_loss(found, position, known, valid, keys[0].shape[3] - 2)
     weights = fusion_weights(relevances, config.sharpness)
     accumulator = torch.zeros_like(towers[0])
     for features, weight in zip(towers, weights, strict=True):
         accumulator = accumulator + features * F.interpolate(weight, scale_factor=SCALE, mode="nearest")
-    sr = model.finish(accumulator, lr)
     n = len(exponents)
-    psnr = -10 * torch.log10((sr.detach().clamp(0, 1) - hr).square().mean((1, 2, 3)) + 1e-8).mean()
-    return sr, Losses(F.l1_loss(sr, hr), contrastive / n, flow_loss / n, psnr)
+    return model.finish(accumulator, lr), contrastive / n, flow_loss / n
 
 
 def contrastive_loss(found: Exhaustive, position: Tensor, known: Tensor, valid: Tensor, cols: int) -> Tensor:
@@ -84,7 +127,7 @@ def contrastive_loss(found: Exhaustive, position: Tensor, known: Tensor, valid: 
     scores = torch.bmm(found.queries[:, :, ::_ANCHOR_STEP].transpose(1, 2), found.keys) / _TEMPERATURE
     scores = scores.masked_fill(~found.inside, -torch.inf).flatten(0, 1)
     total = F.cross_entropy(scores, target.flatten(), ignore_index=-1, reduction="sum")
-    return total / (target >= 0).sum().clamp_min(1)
+    return ratio(total, (target >= 0).sum())
 
 
 def flow_consistency(flows: list[Tensor], match: Tensor, position: Tensor, known: Tensor) -> Tensor:
@@ -95,6 +138,5 @@ def flow_consistency(flows: list[Tensor], match: Tensor, position: Tensor, known
         begin = tap_positions(match, scale)[:, :, 4].float()
         residual = truth - begin
         near = (residual.abs() < _REACH).all(1) & F.interpolate(known[:, None].float(), size=flow.shape[2:])[:, 0].bool()
-        if near.any():
-            total = total + (flow - residual).abs().mean(1)[near].mean() / len(VALUE_SCALES)
+        total = total + ratio((flow - residual).abs().mean(1)[near].sum(), near.sum()) / len(VALUE_SCALES)
     return total
