@@ -6,7 +6,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .engine.images import Photo
     from .engine.metrics import Comparison
     from .engine.upscaler import Progress, Stats
+    from .training.loop import Progress as StageProgress
+    from .training.recipe import Recipe
 
 app = typer.Typer(
     name="amsa",
@@ -258,6 +260,137 @@ def compare(
         out.print(f"{output}: absolute difference, x{gain:.0f}")
 
 
+@app.command()
+def evaluate(
+    data: Annotated[list[Path], typer.Argument(help="Folders of pictures and references, or a CSV file; see docs/datasets.md.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("out/evaluation"),
+    model: Model = None,
+    backend: BackendName = "auto",
+    kind: Annotated[
+        str, typer.Option("--kind", help="auto, cufed, cufed5, sun80, wrsr, urban100, manga109, pairs or photos.")
+    ] = "auto",
+    experiment: Annotated[str, typer.Option("--experiment", help="table1, relevance, misalignment or robustness.")] = "table1",
+    refs: Annotated[int, typer.Option("--refs", min=1, help="References of a picture to use, where it has as many.")] = 1,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first pictures of each dataset.")] = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    lpips: Annotated[
+        Path | None, typer.Option("--lpips", help="Measure LPIPS, too, with this network; see training/evaluation/lpips.py.")
+    ] = None,
+    plots: Annotated[bool, typer.Option("--plots", help="Draw the gains and the curve.")] = False,
+    save_pictures: Annotated[bool, typer.Option("--save-pictures", help="Keep the upscaled pictures.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only read the data, and say what is wrong with it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Shrink pictures, upscale them with references, and score them as the paper does. Exit code 1: a picture failed."""
+    from .training.evaluation import report as reports
+    from .training.evaluation import run
+
+    with _progress(as_json) as progress:
+        if check:
+            datasets = run.check(data, kind, progress)
+        else:
+            report = run.evaluate(
+                data,
+                output,
+                model=model,
+                backend=backend,
+                threads=threads,
+                kind=kind,
+                experiment=experiment,
+                refs=refs,
+                limit=limit,
+                seed=seed,
+                lpips=lpips,
+                plots=plots,
+                save_pictures=save_pictures,
+                progress=progress,
+            )
+            datasets = report["datasets"]
+    if as_json:
+        _print_json({"datasets": datasets} if check else reports.finite(report))
+    elif check:
+        out.print(reports.checked(datasets))
+    else:
+        out.print(f"{reports.to_markdown(report)}\n{output}/report.md, {output}/report.json")
+    if not check and report["interrupted"]:
+        raise typer.Exit(130)
+    if any(d["problems"] for d in datasets) or (not check and report["failures"]):
+        raise typer.Exit(1)
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str, typer.Argument(help="small, paper, published, or a TOML file; see training/recipe.py for every field.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; where it has a state, the run goes on.")],
+    photos: Annotated[
+        list[Path] | None, typer.Option("--photos", help="Folder of photos; references are made from them.")
+    ] = None,
+    views: Annotated[list[Path] | None, typer.Option("--views", help="Folder of photos of one scene.")] = None,
+    pairs: Annotated[list[Path] | None, typer.Option("--pairs", help="CUFED's layout, or a CSV file hr,ref; see docs.")] = None,
+    validation: Annotated[list[Path] | None, typer.Option("--validation", help="Views or pairs that choose the weights.")] = None,
+    init: Annotated[
+        Path | None, typer.Option("--init", help="Checkpoint (.safetensors) that the first stage begins with.")
+    ] = None,
+    until: Annotated[int | None, typer.Option("--until", min=1, help="Stop at this step of the stage in progress.")] = None,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that make samples; 0: this one.")] = 0,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    threads: Threads = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard events.")] = False,
+) -> None:
+    """Train a network by a recipe, stage by stage. Start it with torchrun to use several GPUs or machines."""
+    _require_extra("train", "torch", "torchvision", "safetensors")
+    import torch
+
+    from .training import distributed
+    from .training.recipe import read_recipe
+    from .training.run import Sources
+    from .training.run import train as run
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise AmsaError(f"--device {device} does not exist; choose auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise AmsaError("--device cuda: torch finds no GPU here; use --device cpu")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    stages = read_recipe(recipe)
+    sources = Sources(photos or (), views or (), pairs or (), validation or ())
+    with distributed.processes(device) as chosen, _training_progress() as report:
+        kept = run(
+            stages,
+            sources,
+            output,
+            init=init,
+            until=until,
+            workers=workers,
+            device=chosen,
+            tensorboard=tensorboard,
+            say=err.print,
+            report=report if distributed.rank() == 0 else None,
+        )
+        if distributed.rank() == 0:
+            out.print(f"weights: {kept}")
+
+
+@app.command()
+def complexity(
+    model: Annotated[str, typer.Argument(help="Model folder, .amsa file or checkpoint; or small, paper, published.")],
+    lr: Annotated[str, typer.Option("--lr", help="Size of the LR picture, WIDTHxHEIGHT.")],
+    ref: Annotated[str, typer.Option("--ref", help="Size of the reference photo, WIDTHxHEIGHT.")],
+) -> None:
+    """Count the multiply-accumulates of every stage for these sizes, as a Markdown table. Nothing is computed."""
+    _require_extra("export", "torch")
+    from .config import VARIANTS, AMSAConfig
+    from .engine.inspection import inspect_model
+    from .training.evaluation.complexity import parse_size, table
+
+    untrained = model in VARIANTS and not Path(model).is_file()
+    config = VARIANTS[model]() if untrained else AMSAConfig.from_dict(inspect_model(model).config)
+    out.print(table(config, parse_size(lr), parse_size(ref)))
+
+
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
@@ -331,6 +464,34 @@ def _progress(quiet: bool = False) -> Iterator[Progress | None]:
     with Bar(BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"), console=err, transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
+
+
+@contextmanager
+def _training_progress() -> Iterator[Callable[[Recipe, StageProgress], None]]:
+    """A bar with the time left on a terminal; otherwise a line whenever values are logged."""
+    if err.is_terminal:
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bar
+
+        with Bar(BarColumn(), TextColumn("{task.description}"), console=err) as bar:
+            task = bar.add_task("", total=None)
+            yield lambda recipe, p: bar.update(task, completed=p.step, total=p.steps, description=_describe(recipe, p))
+        return
+    shown: dict[str, float] = {}
+
+    def line(recipe: Recipe, p: StageProgress) -> None:
+        nonlocal shown
+        if p.values is not shown:
+            shown = p.values
+            err.print(_describe(recipe, p))
+
+    yield line
+
+
+def _describe(recipe: Recipe, p: StageProgress) -> str:
+    hours, minutes = divmod(round(p.seconds_left / 60), 60)
+    values = " ".join(f"{name} {value:.4g}" for name, value in p.values.items() if value)
+    return f"{recipe.folder} {p.step}/{p.steps}, {hours}:{minutes:02d} h left {values}"
 
 
 def _peak_memory_mb() -> float:

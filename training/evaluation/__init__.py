@@ -1,0 +1,1 @@
+"""Measuring a network: quality, agreement and cost."""
