@@ -15,18 +15,25 @@ import warnings
 from functools import cache
 from pathlib import Path
 
-_SOURCES = (Path(__file__).parent / "deformable_sample" / "cpu.cpp",)
+import torch
+from torch import Tensor
+
+_FOLDER = Path(__file__).parent
+_SOURCES = (_FOLDER / "deformable_sample" / "cpu.cpp", _FOLDER / "patch_match" / "cpu.cpp")
+_HEADERS = (_FOLDER / "cpu_common.hpp",)
 # No contraction: rounding would depend on whether the processor has FMA.
 _FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-pthread")
 
 
-class Sizes(ctypes.Structure):
-    """`Sizes` of deformable_sample/cpu.cpp."""
+def pointer(t: Tensor) -> ctypes.c_void_p:
+    """Address of a tensor's first element, for a C function."""
+    return ctypes.c_void_p(t.data_ptr())
 
-    _fields_ = [
-        (name, ctypes.c_int)
-        for name in ("n", "value_n", "c", "rows", "cols", "height", "width", "scale", "groups", "with_offsets")
-    ]
+
+def available(*tensors: Tensor) -> bool:
+    """Whether the kernels can take these tensors: on the CPU, and the library is there. They compute in float32."""
+    kinds = (torch.float32, torch.float16, torch.int32)
+    return all(t.device.type == "cpu" and t.dtype in kinds for t in tensors) and cpu_library() is not None
 
 
 @cache
@@ -37,7 +44,7 @@ def cpu_library() -> ctypes.CDLL | None:
         warnings.warn("no C++ compiler: the CPU kernels run as PyTorch references, several times slower", stacklevel=2)
         return None
     digest = hashlib.sha256(" ".join((compiler, *_FLAGS)).encode())
-    for source in _SOURCES:
+    for source in (*_SOURCES, *_HEADERS):
         digest.update(source.read_bytes())
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "amsa"
     library = folder / f"cpu-{digest.hexdigest()[:16]}.so"

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from . import DEFORMABLE_SAMPLE, OPS, PATCH_MATCH
+from .cpu_library import available
 from .deformable_sample import cpu
 from .deformable_sample.gradient import differentiable_sample
 from .deformable_sample.reference import deformable_sample
-from .patch_match.reference import patch_match, relevance_of
+from .patch_match.cpu import search as steps_on_cpu
+from .patch_match.reference import patch_match, relevance_of, search
 from .spec import OpSpec
 
 _DTYPES = {"float32": torch.float32, "int32": torch.int32}
@@ -41,7 +43,7 @@ def _empty_outputs(op: OpSpec, *tensors: Tensor, **attributes: Any) -> tuple[Ten
 def _patch_match(*tensors: Tensor, **attributes: Any) -> tuple[Tensor, ...]:
     _empty_outputs(PATCH_MATCH, *(t.to("meta") for t in tensors), **attributes)
     with torch.no_grad():
-        return patch_match(*tensors, **attributes)
+        return patch_match(*tensors, **attributes, run=steps_on_cpu if available(*tensors) else search)
 
 
 def _patch_match_setup(
@@ -64,10 +66,10 @@ def _patch_match_backward(ctx: Any, _: Any, grad: Tensor) -> tuple[Tensor | None
 
 def _deformable_sample(*tensors: Tensor, **attributes: Any) -> Tensor:
     _empty_outputs(DEFORMABLE_SAMPLE, *(t.to("meta") for t in tensors), **attributes)
-    if cpu.available(*tensors):
+    if available(*tensors):
         return cpu.deformable_sample(*tensors, **attributes)
     with torch.no_grad():
-        return deformable_sample(*tensors, **attributes)
+        return deformable_sample(*tensors, **attributes).contiguous(memory_format=torch.channels_last)
 
 
 def _deformable_sample_setup(ctx: Any, inputs: tuple[Tensor, ...], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
@@ -77,14 +79,28 @@ def _deformable_sample_setup(ctx: Any, inputs: tuple[Tensor, ...], keyword_only_
 
 def _deformable_sample_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     value, match, offset_mask = ctx.saved_tensors
-    if cpu.available(value, match, offset_mask, grad):
-        grad_value, grad_offset_mask = cpu.deformable_sample_backward(value, match, offset_mask, grad, **ctx.attributes)
-        return grad_value, None, grad_offset_mask
+    grads = torch.ops.amsa.deformable_sample_backward(value, match, offset_mask, grad, **ctx.attributes)
+    return grads[0], None, grads[1]
+
+
+def _deformable_sample_gradients(
+    value: Tensor, match: Tensor, offset_mask: Tensor, grad: Tensor, *, scale: int, groups: int
+) -> tuple[Tensor, Tensor]:
+    """An op of its own, so that tracing sees shapes and not the kernel."""
+    if available(value, match, offset_mask, grad):
+        return cpu.deformable_sample_backward(value, match, offset_mask, grad, scale=scale, groups=groups)
     with torch.enable_grad():
         value, offset_mask = value.detach().requires_grad_(), offset_mask.detach().requires_grad_()
-        samples = differentiable_sample(value, match, offset_mask, **ctx.attributes)
+        samples = differentiable_sample(value, match, offset_mask, scale=scale, groups=groups)
     grad_value, grad_offset_mask = torch.autograd.grad(samples, (value, offset_mask), grad)
-    return grad_value, None, grad_offset_mask
+    last = torch.channels_last
+    return grad_value.contiguous(memory_format=last), grad_offset_mask.contiguous(memory_format=last)
+
+
+def _fake_gradients(
+    value: Tensor, match: Tensor, offset_mask: Tensor, grad: Tensor, *, scale: int, groups: int
+) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(t, memory_format=torch.channels_last) for t in (value, offset_mask))
 
 
 def _in_float32(op: OpSpec, device: str, *tensors: Tensor, **attributes: Any) -> Any:
@@ -99,7 +115,8 @@ def _register(op: OpSpec, implementation: Any, setup_context: Any, backward: Any
 
     def fake(*tensors: Tensor, **attributes: Any) -> Any:
         outputs = _empty_outputs(op, *tensors, **attributes)
-        return outputs[0] if len(outputs) == 1 else outputs
+        # DeformableSample's result, and it alone, is channels last, as the convolution behind it likes it.
+        return outputs[0].contiguous(memory_format=torch.channels_last) if len(outputs) == 1 else outputs
 
     torch.library.define(name, op.torch_schema().removeprefix(op.torch_name))
     torch.library.impl(name, "default", implementation)
@@ -109,6 +126,12 @@ def _register(op: OpSpec, implementation: Any, setup_context: Any, backward: Any
         torch.library.impl(name, f"Autocast{device.upper()}", partial(_in_float32, op, device))
 
 
+torch.library.define(
+    "amsa::deformable_sample_backward",
+    "(Tensor value, Tensor match, Tensor offset_mask, Tensor grad, *, int scale, int groups) -> (Tensor, Tensor)",
+)
+torch.library.impl("amsa::deformable_sample_backward", "default", _deformable_sample_gradients)
+torch.library.register_fake("amsa::deformable_sample_backward", _fake_gradients)
 _register(PATCH_MATCH, _patch_match, _patch_match_setup, _patch_match_backward)
 _register(DEFORMABLE_SAMPLE, _deformable_sample, _deformable_sample_setup, _deformable_sample_backward)
 assert len(OPS) == 2, "an op was declared but not registered with torch"

@@ -3,24 +3,16 @@
 // One output pixel needs 9 * groups positions and 9 * C samples; each sample is four weighted runs of C / groups
 // neighbouring floats, so the inner loops run along channels and nothing is unfolded.
 
-#include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <thread>
-#include <vector>
 
-// One build for every x86: the loader picks the widest instruction set that the processor has. Rounding does not depend on it,
-// since the build forbids contraction to fused multiply-add and reductions keep a fixed number of lanes.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define AMSA_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define AMSA_CLONES
-#endif
+#include "../cpu_common.hpp"
+
+using amsa::kLanes;
+using amsa::parallel;
 
 namespace {
 
 constexpr int kTaps = 9;
-constexpr int kLanes = 16;  // partial sums of a dot product
 
 struct Sizes {
   int n, value_n, c, rows, cols, height, width, scale, groups, with_offsets;
@@ -40,8 +32,8 @@ inline Place place(const Sizes& s, const int32_t* match, const float* om, int r,
   const int ti = tap / 3, tj = tap % 3;
   const int mh = s.height / s.scale + 2, mw = s.width / s.scale + 2;
   const long at = long(r / s.scale - ti + 2) * mw + (c / s.scale - tj + 2);
-  float y = float(s.scale * match[at] + r % s.scale + (s.scale + 1) * ti - 1);
-  float x = float(s.scale * match[long(mh) * mw + at] + c % s.scale + (s.scale + 1) * tj - 1);
+  float y = float(int64_t(s.scale) * match[at] + r % s.scale + (s.scale + 1) * ti - 1);
+  float x = float(int64_t(s.scale) * match[long(mh) * mw + at] + c % s.scale + (s.scale + 1) * tj - 1);
   if (s.with_offsets) {
     y += om[(group * kTaps + tap) * 2];
     x += om[(group * kTaps + tap) * 2 + 1];
@@ -135,19 +127,6 @@ AMSA_CLONES void backward_image(const Sizes& s, const float* value, const int32_
           }
         }
     }
-}
-
-// Runs work(i) for i in [0, count) on up to `threads` threads.
-template <class Work>
-void parallel(int count, int threads, Work work) {
-  threads = std::max(1, std::min(threads, count));
-  std::vector<std::thread> pool;
-  for (int t = 1; t < threads; ++t)
-    pool.emplace_back([=] {
-      for (int i = t; i < count; i += threads) work(i);
-    });
-  for (int i = 0; i < count; i += threads) work(i);
-  for (auto& thread : pool) thread.join();
 }
 
 }  // namespace

@@ -7,29 +7,32 @@ import ctypes
 import torch
 from torch import Tensor
 
-from ..cpu_library import Sizes, cpu_library
+from ..cpu_library import cpu_library, pointer
 
 
-def available(*tensors: Tensor) -> bool:
-    """Whether the kernel can take these tensors: float32 features on the CPU, and the library is there."""
-    kinds = (torch.float32, torch.int32)
-    return all(t.device.type == "cpu" and t.dtype in kinds for t in tensors) and cpu_library() is not None
+class Sizes(ctypes.Structure):
+    """`Sizes` of cpu.cpp."""
 
-
-def _pointer(t: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(t.data_ptr())
+    _fields_ = [
+        (name, ctypes.c_int)
+        for name in ("n", "value_n", "c", "rows", "cols", "height", "width", "scale", "groups", "with_offsets")
+    ]
 
 
 def _rows_of_channels(t: Tensor) -> Tensor:
-    return t.contiguous(memory_format=torch.channels_last)
+    return t.float().contiguous(memory_format=torch.channels_last)
+
+
+def _prepared(value: Tensor, match: Tensor, offset_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Float32, channels last where there are channels; one offset_mask for a whole batch repeated."""
+    offset_mask = offset_mask.expand(match.shape[0], -1, -1, -1)
+    return _rows_of_channels(value), match.contiguous(), _rows_of_channels(offset_mask)
 
 
 def _sizes(value: Tensor, match: Tensor, offset_mask: Tensor, scale: int, groups: int) -> Sizes:
     height, width = offset_mask.shape[2:]
     with_offsets = int(offset_mask.shape[1] == 27 * groups)
-    return Sizes(
-        match.shape[0], value.shape[0], value.shape[1], *value.shape[2:], height, width, scale, groups, with_offsets
-    )
+    return Sizes(match.shape[0], value.shape[0], value.shape[1], *value.shape[2:], height, width, scale, groups, with_offsets)
 
 
 def _empty(n: int, channels: int, height: int, width: int) -> Tensor:
@@ -40,18 +43,18 @@ def deformable_sample(value: Tensor, match: Tensor, offset_mask: Tensor, *, scal
     """DeformableSample as declared in `spec.py`; the result is channels-last."""
     library = cpu_library()
     assert library is not None, "ask `available` first"
-    sizes = _sizes(value, match, offset_mask, scale, groups)
-    value, match, offset_mask = _rows_of_channels(value), match.contiguous(), _rows_of_channels(offset_mask)
+    dtype, sizes = value.dtype, _sizes(value, match, offset_mask, scale, groups)
+    value, match, offset_mask = _prepared(value, match, offset_mask)
     out = _empty(sizes.n, 9 * sizes.c, sizes.height, sizes.width)
     library.amsa_deformable_sample_forward(
         ctypes.byref(sizes),
-        _pointer(value),
-        _pointer(match),
-        _pointer(offset_mask),
-        _pointer(out),
+        pointer(value),
+        pointer(match),
+        pointer(offset_mask),
+        pointer(out),
         torch.get_num_threads(),
     )
-    return out
+    return out.to(dtype)
 
 
 def deformable_sample_backward(
@@ -61,18 +64,21 @@ def deformable_sample_backward(
     library = cpu_library()
     assert library is not None, "ask `available` first"
     sizes = _sizes(value, match, offset_mask, scale, groups)
-    value, match, offset_mask = _rows_of_channels(value), match.contiguous(), _rows_of_channels(offset_mask)
+    dtype, batch = value.dtype, offset_mask.shape[0]
+    value, match, offset_mask = _prepared(value, match, offset_mask)
     grad = _rows_of_channels(grad)
     grad_value = torch.zeros_like(value)
     grad_offset_mask = torch.empty_like(offset_mask)
     library.amsa_deformable_sample_backward(
         ctypes.byref(sizes),
-        _pointer(value),
-        _pointer(match),
-        _pointer(offset_mask),
-        _pointer(grad),
-        _pointer(grad_value),
-        _pointer(grad_offset_mask),
+        pointer(value),
+        pointer(match),
+        pointer(offset_mask),
+        pointer(grad),
+        pointer(grad_value),
+        pointer(grad_offset_mask),
         torch.get_num_threads(),
     )
-    return grad_value, grad_offset_mask
+    if batch < match.shape[0]:
+        grad_offset_mask = grad_offset_mask.sum(0, keepdim=True)
+    return grad_value.to(dtype), grad_offset_mask.to(dtype)
