@@ -92,9 +92,11 @@ def _write(path: Path, files: Mapping[str, bytes]) -> None:
             if path.exists():
                 path.replace(temporary / "old")
             folder.replace(path)
-    except OSError as e:
+    except BaseException as e:
         if (temporary / "old").exists() and not path.exists():
             (temporary / "old").replace(path)
+        if not isinstance(e, OSError):
+            raise
         raise AmsaError(f"cannot write {path}: {e.strerror or e}; free some space or choose another place") from e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
