@@ -23,8 +23,8 @@ class AMSAConfig:
         channels: width of the restoration trunk (ngf) at 1, 2 and 4 times the LR grid.
         blocks: residual blocks of the content trunk, and of the restoration trunks at 1, 2 and 4 times.
         groups: offset groups of the dynamic aggregation.
-        refine: the aggregation correlates LR and sampled reference features around each match, and hands the flow it
-            finds up to the next scale.
+        refine: channels of the keys at twice the matching grid by which positions are refined: the aggregation compares
+            keys of LR and reference around each match, and hands the flow it finds up to the next scale. 0: it does not.
         schedule: order and reach of the propagation steps, see plugins/patch_match.
         iterations: M at 1/8, 1/4, 1/2 and full matching resolution.
         cosine: relevance is the cosine of Eq. 1; otherwise the published <K, Q/|Q|>, about [-3, 3].
@@ -41,7 +41,7 @@ class AMSAConfig:
     channels: tuple[int, int, int]
     blocks: tuple[int, int, int, int]
     groups: int
-    refine: bool
+    refine: int
     schedule: str
     iterations: tuple[int, int, int, int]
     cosine: bool
@@ -74,6 +74,12 @@ class AMSAConfig:
             raise AmsaError(f"config: sharpness is {self.sharpness}; it must be a number from 0")
         if not 0 < self.ref_factor <= 1:
             raise AmsaError(f"config: ref_factor is {self.ref_factor}; it must be above 0 and at most 1")
+        if self.refine < 0 or (self.refine and self.encoder != "compact"):
+            raise AmsaError(f"config: refine is {self.refine}; it must be 0, or with the compact encoder a number of channels")
+        if self.refine and any(c <= k for c, k in zip(self.value_channels, self.compared_channels, strict=True)):
+            raise AmsaError(
+                f"config: value_channels {self.value_channels} must be more than the {self.compared_channels} that are compared"
+            )
         if any(c % self.groups for c in self.value_channels):
             raise AmsaError(f"config: value_channels {self.value_channels} must divide into {self.groups} groups")
 
@@ -87,9 +93,20 @@ class AMSAConfig:
         """Published weights want zero padding to one common size, and the values of scale 0 for every scale."""
         return self.variant == "published"
 
+    @property
+    def compared_channels(self) -> tuple[int, int, int]:
+        """The last channels of the values at x1, x2 and x4 that `refine` compares with the LR side's: keys and finer keys."""
+        return (self.key_channels, self.refine, 0) if self.refine else (0, 0, 0)
+
+    @property
+    def content_channels(self) -> int:
+        """F, and with `refine` what the values are compared with: keys, and finer keys (2x2 positions in one)."""
+        k1, k2, _ = self.compared_channels
+        return self.channels[0] + k1 + 4 * k2
+
     def stages(self) -> tuple[Stage, ...]:
         """The five graphs of this network."""
-        return stages(self.key_channels, self.value_channels, self.channels, self.warp_mask_from_ref)
+        return stages(self.key_channels, self.value_channels, self.content_channels, self.channels[-1], self.warp_mask_from_ref)
 
     @classmethod
     def published(cls, channels: int = 64, blocks: int = 16, groups: int = 8) -> AMSAConfig:
@@ -102,7 +119,7 @@ class AMSAConfig:
             channels=(channels, channels, channels),
             blocks=(blocks, blocks, blocks, blocks),
             groups=groups,
-            refine=False,
+            refine=0,
             schedule="published",
             iterations=(1, 1, 1, 4),
             cosine=False,
@@ -122,15 +139,16 @@ class AMSAConfig:
             variant="small",
             encoder="compact",
             key_channels=16,
-            value_channels=(32, 32, 16),
+            value_channels=(40, 32, 16),
             channels=(48, 32, 16),
             blocks=(8, 4, 3, 1),
             groups=1,
-            refine=True,
+            refine=8,
             schedule="paper",
             iterations=(1, 1, 2, 6),
             cosine=True,
             base="bicubic",
+            sharpness=40.0,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -50,9 +50,9 @@ def _scaled(prefix: str, channels: tuple[int, ...], height: str, width: str) -> 
 
 
 def stages(
-    key_channels: int, value_channels: tuple[int, ...], channels: tuple[int, ...], warp_mask_from_ref: bool
+    key_channels: int, value_channels: tuple[int, ...], content_channels: int, width: int, warp_mask_from_ref: bool
 ) -> tuple[Stage, ...]:
-    """The five graphs of a model with these channel counts.
+    """The five graphs of a model with these channel counts; `width`: of the accumulator.
 
     `warp_mask_from_ref`: the published network computes the warp's masks from the reference, pixel by pixel at the same
     place, so `encode_ref` hands them to `restore`; LR and reference must then have one size.
@@ -63,10 +63,10 @@ def stages(
     masks = _scaled("warp_mask", (9, 9, 9), "Hk", "Wk") if warp_mask_from_ref else ()
     tile_masks = _scaled("warp_mask", (9, 9, 9), "h", "w") if warp_mask_from_ref else ()
     lr = TensorIO("lr", (1, 3, "h", "w"))
-    content = TensorIO("content", (1, channels[0], "h", "w"))
+    content = TensorIO("content", (1, content_channels, "h", "w"))
     match = TensorIO("match", (1, 2, "h+2", "w+2"), "int32")
     relevance = TensorIO("relevance", (1, 1, "h", "w"))
-    accumulator = TensorIO("accumulator", (1, channels[-1], "4*h", "4*w"))
+    accumulator = TensorIO("accumulator", (1, width, "4*h", "4*w"))
     return (
         Stage(
             "encode_ref",

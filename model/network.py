@@ -6,13 +6,16 @@ import re
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import AMSAConfig
 from ..stages import LR_MULTIPLE, REF_MULTIPLE, SCALE
 from .features import CompactKeys, CompactValues, VGGKeys, VGGValues
+from .layers import conv3
 from .matching import Matcher, fusion_weights
-from .restoration import ContentExtractor, Finish, Restoration, conv3
+from .resample import lr_blur, upscale_bicubic
+from .restoration import ContentExtractor, Finish, Restoration
 
 
 class ReferenceEncoder(nn.Module):
@@ -25,7 +28,8 @@ class ReferenceEncoder(nn.Module):
         if config.encoder == "vgg":
             self.keys, self.values = VGGKeys(4 if config.cosine else 1), VGGValues()
         else:
-            self.keys, self.values = CompactKeys(config.key_channels), CompactValues(config.value_channels)
+            self.keys = CompactKeys(config.key_channels, config.refine)
+            self.values = CompactValues(config.value_channels, config.compared_channels)
         masks = config.value_channels if config.warp_mask_from_ref else ()
         self.warp_masks = nn.ModuleList(conv3(c, 9) for c in masks)
 
@@ -33,9 +37,11 @@ class ReferenceEncoder(nn.Module):
         """[N, 3, H, W] in [0, 1] -> keys at 1/1..1/8, values at x1, x2, x4 of the H/4 x W/4 grid, warp masks or ()."""
         if isinstance(self.keys, VGGKeys):
             keys = self.keys(VGGKeys.pyramid_of_ref(ref))
+            values = self.values(ref)
         else:
-            keys = self.keys(CompactKeys.shrink_ref(ref))
-        values = self.values(ref)
+            blurred = lr_blur(ref)
+            keys, fine = self.keys(blurred)
+            values = self.values(ref, blurred, keys[0], fine)
         return keys, values, tuple(conv(v) for conv, v in zip(self.warp_masks, values, strict=False))
 
 
@@ -49,16 +55,19 @@ class LREncoder(nn.Module):
         self.round_to_8_bits = config.published_protocol
 
     def forward(self, lr: Tensor, upscaled: Tensor | None = None) -> tuple[tuple[Tensor, ...], Tensor]:
-        """[N, 3, h, w] in [0, 1] -> queries at 1/1..1/8 of h x w, content features.
+        """[N, 3, h, w] in [0, 1] -> queries at 1/1..1/8 of h x w, content features [N, content_channels, h, w].
 
         `upscaled`: the x4 picture to take the finest VGG queries from instead of our own upsampling of `lr`.
         """
         if isinstance(self.keys, VGGKeys):
             pictures = VGGKeys.pyramid_of_lr(lr, self.round_to_8_bits)
             queries = self.keys(pictures if upscaled is None else [upscaled, *pictures[1:]])
-        else:
-            queries = self.keys(lr)
-        return queries, self.content(lr)
+            return queries, self.content(lr)
+        queries, fine = self.keys(upscale_bicubic(lr, 2))
+        content = self.content(lr)
+        if fine is not None:
+            content = torch.cat((content, queries[0], F.pixel_unshuffle(fine, 2)), 1)
+        return queries, content
 
 
 class AMSA(nn.Module):
@@ -93,7 +102,7 @@ class AMSA(nn.Module):
             std = 0.02 if m in published else 0.1 * he if re.search(r"body\.\d+\.conv2$", name) else he
             if m is self.finish.conv2:
                 std *= 0.01
-            elif "mask" in name or name.endswith("flow"):
+            elif "mask" in name or name.endswith(("flow", "flow_vote")):
                 std = 0.0
             with torch.no_grad():
                 m.weight.copy_(torch.randn(m.weight.shape, generator=generator) * std)

@@ -10,15 +10,14 @@ from torch import Tensor, nn
 from ..engine.references import round_up
 from ..model.matching import fusion_weights
 from ..model.network import AMSA
-from ..plugins.deformable_sample.reference import tap_positions
 from ..stages import REF_MULTIPLE, SCALE, VALUE_SCALES
 from .adversarial import Perceptual
 from .distributed import ratio
 from .matching import Exhaustive, exhaustive_match
 from .recipe import Recipe
 
-# How far a refined position may be from its match to be learned from, in pixels of its scale: further is another place.
-_REACH = 3.0
+# How far from the truth a refined position may be to be learned from, in LR pixels: further is another place.
+_REACH = 2.0
 # Temperature of the contrastive loss: relevances of neighbours differ by about a tenth.
 _TEMPERATURE = 0.05
 # Every seventh patch is asked for: neighbours say the same, and all of them would cost a quarter of a step.
@@ -96,13 +95,13 @@ def restore(
                 seeds = torch.tensor([seed], dtype=torch.int32, device=lr.device)
                 levels = [tuple(f.float() for f in pyramid) for pyramid in (queries, keys)]
                 match, relevance = model.match(*levels, valid, seeds)
-        features, flows = model.restore.tower(content, match, values, masks)
+        features, found_at = model.restore.tower(content, match, values, masks)
         towers.append(features)
         relevances.append(relevance)
         if known is not None:
             # Positions in this scale's reference, in pixels of the matching grid.
             position = ((batch["position"] + 0.5) * factor) / SCALE - 0.5
-            flow_loss = flow_loss + flow_consistency(flows, match, position, known)
+            flow_loss = flow_loss + flow_consistency(found_at, position, known)
             if matching == "exhaustive":
                 contrastive = contrastive + contrastive_loss(found, position, known, valid, keys[0].shape[3] - 2)
     weights = fusion_weights(relevances, config.sharpness)
@@ -130,13 +129,18 @@ def contrastive_loss(found: Exhaustive, position: Tensor, known: Tensor, valid: 
     return ratio(total, (target >= 0).sum())
 
 
-def flow_consistency(flows: list[Tensor], match: Tensor, position: Tensor, known: Tensor) -> Tensor:
-    """L1 between where each scale's flow leads and the truth, where the match is near the truth; in pixels of the scale."""
+def flow_consistency(found: list[Tensor], position: Tensor, known: Tensor) -> Tensor:
+    """L1 between where each scale found the content and the truth, where it is near; in pixels of the scale.
+
+    Args:
+        found: per scale [N, 2, s*h, s*w], from the own position. position: [N, 2, h, w], true centres on the matching
+            grid. known: bool [N, h, w].
+    """
     total = position.new_zeros(())
-    for scale, flow in zip(VALUE_SCALES, flows, strict=False):
-        truth = F.interpolate((position + 0.5) * scale, size=flow.shape[2:], mode="bilinear") - 0.5
-        begin = tap_positions(match, scale)[:, :, 4].float()
-        residual = truth - begin
-        near = (residual.abs() < _REACH).all(1) & F.interpolate(known[:, None].float(), size=flow.shape[2:])[:, 0].bool()
-        total = total + ratio((flow - residual).abs().mean(1)[near].sum(), near.sum()) / len(VALUE_SCALES)
+    rows, cols = (torch.arange(side, device=position.device, dtype=torch.float32) for side in position.shape[2:])
+    truth = position - torch.stack((rows[:, None].expand(position.shape[2:]), cols[None, :].expand(position.shape[2:])))
+    for scale, place in zip(VALUE_SCALES, found, strict=False):
+        error = (place - scale * F.interpolate(truth, size=place.shape[2:], mode="bilinear")).abs()
+        near = (error.detach() < _REACH * scale).all(1) & F.interpolate(known[:, None].float(), size=place.shape[2:])[:, 0].bool()
+        total = total + ratio(error.mean(1)[near].sum(), near.sum()) / len(VALUE_SCALES)
     return total
