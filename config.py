@@ -8,7 +8,7 @@ from typing import Any
 
 from .errors import AmsaError
 from .plugins.patch_match.spec import SCHEDULES
-from .stages import Stage, stages
+from .stages import REF_MIN, SCALE, Stage, stages
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,12 @@ class AMSAConfig:
         if self.refine and any(c <= k for c, k in zip(self.value_channels, self.compared_channels, strict=True)):
             raise AmsaError(
                 f"config: value_channels {self.value_channels} must be more than the {self.compared_channels} that are compared"
+            )
+        smallest = int(REF_MIN * self.ref_factor ** (self.ref_scales - 1)) // SCALE
+        if smallest < 3:  # a patch
+            raise AmsaError(
+                f"config: ref_scales is {self.ref_scales}; at ref_factor {self.ref_factor} the last scale of a {REF_MIN}x{REF_MIN} "
+                f"reference has {smallest} positions a side, and a patch needs 3"
             )
         if any(c % self.groups for c in self.value_channels):
             raise AmsaError(f"config: value_channels {self.value_channels} must divide into {self.groups} groups")

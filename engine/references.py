@@ -37,10 +37,12 @@ class EncodedReference:
     Attributes:
         scales: features at scales 1, k, k^2, ..
         canvas: published variant only: the common size (height, width) that LR and references were padded to.
+        config: of the network that encoded it.
     """
 
     scales: Sequence[EncodedScale]
     canvas: tuple[int, int] | None
+    config: AMSAConfig
 
 
 def to_nchw(rgb: Array, height: int, width: int, mode: str) -> Array:

@@ -52,6 +52,8 @@ class Upscaler:
     def __init__(
         self, path: str | Path | None = None, backend: str = "auto", threads: int | None = None, tile: int = TILE
     ) -> None:
+        if tile < 1:
+            raise AmsaError(f"tile is {tile}; it must be at least 1 LR pixel")
         self._backend = open_backend(path, backend, threads)
         self.config = self._backend.config
         self.tile = tile
@@ -162,13 +164,15 @@ class Upscaler:
         return _result(lr, sr)
 
     def _canvas(self, lr: Photo, refs: Sequence[Photo | EncodedReference]) -> tuple[int, int] | None:
+        encoded = [ref for ref in refs if isinstance(ref, EncodedReference)]
+        if any(ref.config != self.config for ref in encoded):
+            raise AmsaError("a reference was encoded by a model of another config; encode it again with this one")
         if not self.config.published_protocol:
-            if any(isinstance(ref, EncodedReference) and ref.canvas is not None for ref in refs):
-                raise AmsaError("a reference was encoded by a published model; encode it again with this one")
             return None
-        canvas = common_canvas((lr.height, lr.width), [(ref.height, ref.width) for ref in refs if isinstance(ref, Photo)])
-        for ref in refs:
-            if isinstance(ref, EncodedReference) and ref.canvas != canvas:
+        sizes = [(ref.height, ref.width) for ref in refs if isinstance(ref, Photo)]
+        canvas = common_canvas((lr.height, lr.width), [*sizes, *(ref.canvas for ref in encoded if ref.canvas)])
+        for ref in encoded:
+            if ref.canvas != canvas:
                 raise AmsaError(f"a reference was encoded for {ref.canvas}; this picture needs {canvas}: encode it again")
         return canvas
 
@@ -180,7 +184,7 @@ class Upscaler:
             if canvas is not None and scales:  # the published protocol takes the values of scale 0 for every scale
                 tensors = {k: v if k.startswith("key_") else scales[0].tensors[k] for k, v in tensors.items()}
             scales.append(EncodedScale(tensors, valid))
-        return EncodedReference(scales, canvas)
+        return EncodedReference(scales, canvas, self.config)
 
     def _restore_tile(
         self,

@@ -64,7 +64,7 @@ class Recipe:
         ref: side of the reference, a multiple of 32.
         scales: how many scales of the reference every step uses, largest first.
         extra_scale: share of the steps that use one further scale, so that fusion is learned.
-        matching: "exhaustive" compares all patches (fastest at crop sizes), "patch_match" trains with the network's own.
+        matching: "patch_match" trains with the network's own matching, "exhaustive" with the best of all patches.
         precision: "float32", or "bfloat16" or "float16" for convolutions under autocast; matching and sampling stay float32.
         lr, lr_end: learning rate of Adam, from the first to the last step by a cosine, after `warmup` steps.
         offset_rates: factors on the learning rate of the offset and mask convolutions at x1, x2 and x4.
@@ -89,7 +89,7 @@ class Recipe:
     ref: int = 160
     scales: int = 1
     extra_scale: float = 0.0
-    matching: str = "exhaustive"
+    matching: str = "patch_match"
     precision: str = "float32"
     lr: float = 5e-4
     lr_end: float = 1e-5
@@ -124,8 +124,6 @@ class Recipe:
             raise AmsaError(f"recipe: scales is {self.scales}; {self.variant} has {config.ref_scales}")
         if self.stage != "restoration" and config.encoder != "vgg":
             raise AmsaError(f"recipe: {self.variant} shares its match keys; it has no stage {self.stage!r}, only restoration")
-        if self.matching == "patch_match" and self.weights.contrastive:
-            raise AmsaError("recipe: the contrastive term needs all scores: set matching to 'exhaustive' or its weight to 0")
 
     @property
     def folder(self) -> str:

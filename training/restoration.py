@@ -13,7 +13,7 @@ from ..model.network import AMSA
 from ..stages import REF_MULTIPLE, SCALE, VALUE_SCALES
 from .adversarial import Perceptual
 from .distributed import ratio
-from .matching import Exhaustive, exhaustive_match
+from .matching import Patches, exhaustive_match, unfold_patches
 from .recipe import Recipe
 
 # How far from the truth a refined position may be to be learned from, in LR pixels: further is another place.
@@ -61,14 +61,14 @@ def scale_ref(ref: Tensor, factor: float) -> tuple[Tensor, Tensor]:
 
 
 def restore(
-    model: AMSA, batch: dict[str, Tensor], exponents: list[int], matching: str = "exhaustive", seed: int = 0
+    model: AMSA, batch: dict[str, Tensor], exponents: list[int], matching: str = "patch_match", seed: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Restore a batch from its reference at scales k^exponent.
 
     Args:
         model: the network. exponents: of the scales.
         batch: as `ReferencePairs` makes it; without `position` and `known` both terms are zero.
-        matching: as in the recipe; "patch_match" has no contrastive term. seed: of PatchMatch's initial matches.
+        matching: as in the recipe. seed: of PatchMatch's initial matches.
 
     Returns:
         The picture [N, 3, 4h, 4w], not clamped; the contrastive and the flow term.
@@ -88,22 +88,22 @@ def restore(
             first = first or (values, masks)
             values, masks = first
         with torch.autocast(lr.device.type, enabled=False):
+            query, key = ([f.float() for f in pyramid] for pyramid in (queries, keys))
             if matching == "exhaustive":
-                found = exhaustive_match(queries[0].float(), keys[0].float(), valid, config.cosine)
-                match, relevance = found.match, found.relevance
+                match, relevance = exhaustive_match(query[0], key[0], valid, config.cosine)
             else:
                 seeds = torch.tensor([seed], dtype=torch.int32, device=lr.device)
-                levels = [tuple(f.float() for f in pyramid) for pyramid in (queries, keys)]
-                match, relevance = model.match(*levels, valid, seeds)
+                match, relevance = model.match(tuple(query), tuple(key), valid, seeds)
+            if known is not None:
+                # Positions in this scale's reference, in pixels of the matching grid.
+                position = ((batch["position"] + 0.5) * factor) / SCALE - 0.5
+                patches = unfold_patches(query[0], key[0], valid, config.cosine)
+                contrastive = contrastive + contrastive_loss(patches, position, known, valid, key[0].shape[3] - 2)
         features, found_at = model.restore.tower(content, match, values, masks)
         towers.append(features)
         relevances.append(relevance)
         if known is not None:
-            # Positions in this scale's reference, in pixels of the matching grid.
-            position = ((batch["position"] + 0.5) * factor) / SCALE - 0.5
             flow_loss = flow_loss + flow_consistency(found_at, position, known)
-            if matching == "exhaustive":
-                contrastive = contrastive + contrastive_loss(found, position, known, valid, keys[0].shape[3] - 2)
     weights = fusion_weights(relevances, config.sharpness)
     accumulator = torch.zeros_like(towers[0])
     for features, weight in zip(towers, weights, strict=True):
@@ -112,19 +112,19 @@ def restore(
     return model.finish(accumulator, lr), contrastive / n, flow_loss / n
 
 
-def contrastive_loss(found: Exhaustive, position: Tensor, known: Tensor, valid: Tensor, cols: int) -> Tensor:
+def contrastive_loss(patches: Patches, position: Tensor, known: Tensor, valid: Tensor, cols: int) -> Tensor:
     """Cross-entropy of known patches against all patches of the reference (InfoNCE over the matching's own scores).
 
     Args:
-        found: all patches. position: [N, 2, h, w], true centres on the matching grid.
+        patches: all of them. position: [N, 2, h, w], true centres on the matching grid.
         known: bool [N, h, w]. valid: int [1, 2]. cols: patch columns of the reference.
     """
     corner = position[:, :, 1:-1, 1:-1].round().long() - 1  # a patch is named by its top-left corner
     limit = (valid.long() - 2).view(1, 2, 1, 1)
     usable = known[:, 1:-1, 1:-1] & ((corner >= 0) & (corner < limit)).all(1)
     target = torch.where(usable, corner[:, 0] * cols + corner[:, 1], -1).flatten(1)[:, ::_ANCHOR_STEP]
-    scores = torch.bmm(found.queries[:, :, ::_ANCHOR_STEP].transpose(1, 2), found.keys) / _TEMPERATURE
-    scores = scores.masked_fill(~found.inside, -torch.inf).flatten(0, 1)
+    scores = torch.bmm(patches.queries[:, :, ::_ANCHOR_STEP].transpose(1, 2), patches.keys) / _TEMPERATURE
+    scores = scores.masked_fill(~patches.inside, -torch.inf).flatten(0, 1)
     total = F.cross_entropy(scores, target.flatten(), ignore_index=-1, reduction="sum")
     return ratio(total, (target >= 0).sum())
 

@@ -4,6 +4,7 @@
 // neighbouring floats, so the inner loops run along channels and nothing is unfolded.
 
 #include <cmath>
+#include <limits>
 
 #include "../cpu_common.hpp"
 
@@ -24,7 +25,8 @@ struct Sizes {
 struct Place {
   int top, left;
   float fy, fx;
-  bool inside;   // false: every corner is outside, the sample is zero
+  bool inside;    // false: every corner is outside, the sample is zero
+  bool a_number;  // false: an offset is not a number, nor is the sample
   bool row[2], col[2];
 };
 
@@ -39,6 +41,7 @@ inline Place place(const Sizes& s, const int32_t* match, const float* om, int r,
     x += om[(group * kTaps + tap) * 2 + 1];
   }
   Place p;
+  p.a_number = y == y && x == x;
   p.inside = y > -1 && y < float(s.rows) && x > -1 && x < float(s.cols);  // false for NaN too
   if (!p.inside) return p;
   p.top = int(std::floor(y));
@@ -64,10 +67,11 @@ AMSA_CLONES void forward_rows(const Sizes& s, const float* value, const int32_t*
       for (int tap = 0; tap < kTaps; ++tap)
         for (int g = 0; g < s.groups; ++g) {
           float* o = out_here + tap * s.c + g * group_c;
-          for (int i = 0; i < group_c; ++i) o[i] = 0;
           const Place p = place(s, match, om_here, r, c, tap, g);
-          if (!p.inside) continue;
           const float mask = sigmoid(om_here[om_c - kTaps * s.groups + g * kTaps + tap]);
+          const float start = p.a_number && mask == mask ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+          for (int i = 0; i < group_c; ++i) o[i] = start;
+          if (!p.inside) continue;
           for (int i = 0; i < 2; ++i)
             for (int j = 0; j < 2; ++j) {
               if (!p.row[i] || !p.col[j]) continue;

@@ -350,7 +350,7 @@ def test_the_halo_is_as_far_as_a_pixel_sees(tmp_path: Path, name: str) -> None:
     inputs["match"] = np.stack(np.meshgrid(np.arange(-2, height), np.arange(-2, width), indexing="ij"))[None].astype(np.int32)
     inputs["weight"] = np.ones((1, 1, height, width), np.float32)
     inputs["accumulator"] = np.zeros((1, config.channels[-1], 4 * height, 4 * width), np.float32)
-    content, lr = tensor(config.channels[0]), tensor(3)
+    content, lr = tensor(config.content_channels), tensor(3)
 
     def restored(seen: int) -> NDArray[np.float32]:
         """The tile, where only so many pixels above and below it are known."""

@@ -152,8 +152,10 @@ def test_gradients_reach_every_parameter(name: str) -> None:
     assert {n.split(".")[0] for n in grads} == {"encode_ref", "encode_lr", "restore", "finish"}
 
 
-def test_one_reference_alone_does_not_train_the_keys() -> None:
-    grads = gradients(TINY, 1)  # its weight is 1 whatever its relevance
+def test_one_reference_alone_trains_the_keys_only_where_positions_are_refined() -> None:
+    grads = gradients(TINY, 1)
+    assert all(grad is not None and grad.any() for n, grad in grads.items() if n.startswith("encode_ref.keys."))
+    grads = gradients(replace(TINY, refine=0), 1)  # its weight is 1 whatever its relevance
     without = {n for n, grad in grads.items() if grad is None or not grad.any()}
     assert without == {n for n in grads if n.startswith("encode_ref.keys.")} != set()
 

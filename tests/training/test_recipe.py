@@ -46,7 +46,6 @@ def test_a_stage_overrides_what_stands_above(tmp_path: Path) -> None:
         ("variant = 'small'\nsteps = 1\nscales = 6", "scales is 6; small has 5"),
         ("variant = 'small'\nsteps = 1\nbetas = [0.9]", "betas is"),
         ("variant = 'small'\nsteps = 1\nfreeze = [1]", "freeze is"),
-        ("variant = 'small'\nsteps = 1\nmatching = 'patch_match'\n[weights]\ncontrastive = 1", "contrastive term needs all"),
         ("variant = 'small'\nsteps = 1\ncrop = 100", "crop is 100; it must be a multiple of 32"),
         ("variant = 'small'\nsteps = 1\ncrop = 128\nref = 96", "ref is 96, smaller than crop 128"),
         ("variant = 'small'\nsteps = 1\nmix = 3", "mix must be a table"),

@@ -14,7 +14,7 @@ from torch import Tensor
 from amsa.config import AMSAConfig
 from amsa.model import AMSA
 from amsa.plugins.patch_match.reference import Patches
-from amsa.training.matching import exhaustive_match
+from amsa.training.matching import exhaustive_match, unfold_patches
 from amsa.training.restoration import restore
 
 Make = Callable[..., NDArray[np.uint8]]
@@ -39,26 +39,27 @@ def test_exhaustive_matching_is_the_best_of_all_scores() -> None:
     generator = torch.Generator().manual_seed(0)
     query, key = (F.normalize(torch.randn(2, 8, 8, s, generator=generator), dim=1) for s in (16, 24))
     valid = torch.tensor([[7, 20]], dtype=torch.int32)
-    found = exhaustive_match(query, key, valid, cosine=True)
+    match, relevance = exhaustive_match(query, key, valid, cosine=True)
     patches = Patches(query, key, valid.expand(2, -1), pad=0)
     best = torch.full((2, 6, 14), -torch.inf)
     for y in range(5):
         for x in range(18):
             best = best.maximum(patches.score(torch.full((2, 6, 14), y), torch.full((2, 6, 14), x)) / 3)
-    torch.testing.assert_close(found.relevance[:, 0, 1:-1, 1:-1], best)
-    inner = found.match[:, :, 2:-2, 2:-2].long()
+    torch.testing.assert_close(relevance[:, 0, 1:-1, 1:-1], best)
+    inner = match[:, :, 2:-2, 2:-2].long()
     torch.testing.assert_close(patches.score(inner[:, 0], inner[:, 1]) / 3, best)
     assert inner[:, 0].max() <= 4
     assert inner[:, 1].max() <= 17
-    assert found.match[0, :, 0, 0].tolist() == [-2, -2]
-    scores = torch.bmm(found.queries.transpose(1, 2), found.keys).masked_fill(~found.inside, -torch.inf)
+    assert match[0, :, 0, 0].tolist() == [-2, -2]
+    queries, keys, inside = unfold_patches(query, key, valid, cosine=True)
+    scores = torch.bmm(queries.transpose(1, 2), keys).masked_fill(~inside, -torch.inf)
     torch.testing.assert_close(scores.max(2).values, best.flatten(1))
 
 
 def test_the_relevance_is_differentiable() -> None:
     query, key = (torch.randn(1, 4, 8, 8).requires_grad_() for _ in range(2))
-    found = exhaustive_match(query, key, torch.tensor([[8, 8]]), cosine=False)
-    grads = torch.autograd.grad(found.relevance.sum(), (query, key))
+    _, relevance = exhaustive_match(query, key, torch.tensor([[8, 8]]), cosine=False)
+    grads = torch.autograd.grad(relevance.sum(), (query, key))
     assert all(g.abs().max() > 0 for g in grads)
 
 

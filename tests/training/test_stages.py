@@ -27,7 +27,7 @@ SYNTHETIC = {"irrelevant": 0.0, "lr": 0.0}
 
 
 def tiny(recipe: Recipe, steps: int) -> Recipe:
-    """A stage of a shipped recipe, as small as it gets; exhaustive matching, which a CPU does faster at this size."""
+    """A stage of a shipped recipe, as small as it gets."""
     accumulate = recipe.accumulate
     return replace(
         recipe,
@@ -37,7 +37,6 @@ def tiny(recipe: Recipe, steps: int) -> Recipe:
         crop=64,
         ref=64,
         scales=min(recipe.scales, 2),
-        matching="exhaustive",
         save_every=5,
         warmup=1,
         lr=1e-3,
@@ -105,7 +104,7 @@ def test_the_published_restoration_freezes_its_keys_and_accumulates(tmp_path: Pa
 
 @pytest.mark.usefixtures("narrow")
 def test_patch_match_trains_end_to_end(tmp_path: Path, pairs: Pairs) -> None:
-    recipe = replace(tiny(stages("paper")["rec"], 1), matching="patch_match", freeze=())
+    recipe = replace(tiny(stages("paper")["rec"], 1), freeze=())
     trainer = Trainer(recipe, pairs(**SYNTHETIC), tmp_path)
     before = trainer.model.encode_lr.keys.state_dict()["vgg.conv1_1.weight"].clone()
     trainer.run()
