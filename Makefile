@@ -1,7 +1,7 @@
 # Each target makes the virtual environment it needs, and only that: `make demo` the runtime, `make test` everything.
 PYTHON ?= python3
 
-.PHONY: demo test test-slow lint weights clean
+.PHONY: demo test test-slow lint weights model-card clean
 
 demo: .venv-demo/ready ## upscale a real photo pair on the CPU; pictures in out/demo
 	.venv-demo/bin/amsa demo
@@ -18,8 +18,13 @@ lint: .venv/ready ## style and types; the link lets mypy see the root folder as 
 	d=$$(mktemp -d) && ln -s "$(CURDIR)" $$d/amsa && cd $$d && \
 	  MYPYPATH=$$d "$(CURDIR)/.venv/bin/mypy" --config-file "$(CURDIR)/setup.cfg" --cache-dir "$(CURDIR)/.mypy_cache" -p amsa
 
-weights: .venv/ready ## export the shipped model anew
+weights: .venv/ready ## ship a checkpoint that `amsa train small` made: make weights CHECKPOINT=run/restoration/best.safetensors
+	.venv/bin/amsa convert $(CHECKPOINT) -o weights/small.safetensors --fp16
 	.venv/bin/amsa export weights/small.safetensors -o weights/small
+
+DATA ?= ../shared/data/val
+model-card: .venv/ready ## the shipped model's figures, from photos it was not trained on: castle/ and set14/ in DATA
+	.venv/bin/python -m amsa.training.evaluation.model_card $(DATA) out/model_card weights/small.safetensors $(CHECKPOINT)
 
 .venv-demo/ready: setup.cfg
 	$(PYTHON) -m venv .venv-demo

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -171,17 +172,22 @@ def export(
 
 @app.command()
 def convert(
-    files: Annotated[list[Path], typer.Argument(help="The published .pth files, in any order.")],
+    files: Annotated[list[Path], typer.Argument(help="The published .pth files, in any order; or a checkpoint.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint to write (.safetensors).")],
+    fp16: Annotated[bool, typer.Option("--fp16", help="Round the weights to float16: half the size.")] = False,
 ) -> None:
-    """Convert the published checkpoints (feature extraction, restoration, VGG19) to one safetensors file."""
+    """Convert the published checkpoints (feature extraction, restoration, VGG19) to one file; or a checkpoint to --fp16."""
     _require_extra("export", "torch", "safetensors")
-    from .model.checkpoints import convert_published, save_checkpoint
+    from .model.checkpoints import convert_published, load_checkpoint, save_checkpoint
 
     if output.suffix != ".safetensors":
         raise AmsaError(f"{output}: a checkpoint's name must end in .safetensors")
-    model = convert_published(files)
-    save_checkpoint(output, model, {"trained": True})
+    _check_not_an_input(output, *files)
+    if len(files) == 1 and files[0].suffix == ".safetensors":
+        model, metadata = load_checkpoint(files[0])
+    else:
+        model, metadata = convert_published(files), {"trained": True}
+    save_checkpoint(output, model, metadata, fp16)
     c = model.config
     out.print(f"{output}: {c.variant}, {c.channels[0]} channels, {c.blocks[0]} blocks, {c.groups} groups")
 
@@ -400,6 +406,9 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 def main() -> None:
     """Entry point: AmsaError and lack of memory are one line and exit code 2; a bug of ours is a traceback and code 1."""
+    for stream in (sys.stdout, sys.stderr):  # a file name that the terminal cannot show must not stop anything
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = lambda message, *_args, **_kwargs: err.print(f"note: {' '.join(str(message).split())}")
     try:
         app()

@@ -83,8 +83,8 @@ class AMSAConfig:
         smallest = int(REF_MIN * self.ref_factor ** (self.ref_scales - 1)) // SCALE
         if smallest < 3:  # a patch
             raise AmsaError(
-                f"config: ref_scales is {self.ref_scales}; at ref_factor {self.ref_factor} the last scale of a {REF_MIN}x{REF_MIN} "
-                f"reference has {smallest} positions a side, and a patch needs 3"
+                f"config: ref_scales is {self.ref_scales}; at ref_factor {self.ref_factor} the last scale of a reference of "
+                f"{REF_MIN}x{REF_MIN} has {smallest} positions a side, and a patch needs 3"
             )
         if any(c % self.groups for c in self.value_channels):
             raise AmsaError(f"config: value_channels {self.value_channels} must divide into {self.groups} groups")

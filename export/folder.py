@@ -82,7 +82,8 @@ def _write(path: Path, files: Mapping[str, bytes]) -> None:
             archive = temporary / path.name
             with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as z:
                 for name, content in files.items():
-                    z.writestr(name, content)
+                    # A fixed time: the same model is the same file.
+                    z.writestr(zipfile.ZipInfo(name), content)
             archive.replace(path)
         else:
             folder = temporary / "new"

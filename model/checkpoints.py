@@ -29,11 +29,17 @@ def _canonical(model: AMSA) -> dict[str, Tensor]:
     return state
 
 
-def save_checkpoint(path: str | Path, model: AMSA, metadata: Mapping[str, Any]) -> None:
-    """Write weights, config and metadata (e.g. {"trained": True}) beside, then rename: never half a file."""
+def save_checkpoint(path: str | Path, model: AMSA, metadata: Mapping[str, Any], fp16: bool = False) -> None:
+    """Write weights, config and metadata (e.g. {"trained": True}) beside, then rename: never half a file.
+
+    `fp16`: weights rounded to float16, in half the space; they are read as float32 again. AmsaError where one is too large.
+    """
     from safetensors.torch import save_file
 
     path = Path(path)
+    state = {k: (v.half() if fp16 else v).contiguous() for k, v in _canonical(model).items()}
+    if large := [k for k, v in state.items() if not v.isfinite().all()]:
+        raise AmsaError(f"{path}: {large[0]} holds values that are no numbers{' in float16' if fp16 else ''}; not written")
     header = {_METADATA: json.dumps({"config": model.config.to_dict(), **metadata})}
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as f:
@@ -41,7 +47,7 @@ def save_checkpoint(path: str | Path, model: AMSA, metadata: Mapping[str, Any]) 
     except OSError as e:
         raise AmsaError(f"cannot write {path}: {e.strerror}; choose a folder that exists and can be written") from e
     try:
-        save_file({k: v.contiguous() for k, v in _canonical(model).items()}, temporary, metadata=header)
+        save_file(state, temporary, metadata=header)
         temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)  # noqa: PTH105
     except BaseException as e:

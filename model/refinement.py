@@ -21,8 +21,6 @@ _GAIN = 10.0
 _FAR = 4.0
 # Distances are averaged over this many positions a side before the best tap is guessed.
 _WINDOW = 5
-# (y, x) of the nine taps, in pixels of a scale.
-_TAPS = torch.tensor([(i // 3 - 1.0, i % 3 - 1.0) for i in range(9)])
 
 
 def displacements(match: Tensor) -> Tensor:
@@ -66,8 +64,9 @@ class RefinedAggregation(nn.Module):
         self.flow = conv3(value_channels, 2)
         self.flow_vote = conv3(value_channels, 9) if first else None
         self.aggregate = nn.Conv2d(9 * value_channels, value_channels, 1)
-        self.register_buffer("taps", _TAPS.T.reshape(2, 9, 1, 1), persistent=False)
-        self.register_buffer("tap_offsets", _TAPS.reshape(1, 18, 1, 1), persistent=False)
+        taps = torch.tensor([(i // 3 - 1.0, i % 3 - 1.0) for i in range(9)])  # (y, x), in pixels of the scale
+        self.register_buffer("taps", taps.T.reshape(2, 9, 1, 1), persistent=False)
+        self.register_buffer("tap_offsets", taps.reshape(1, 18, 1, 1), persistent=False)
 
     def forward(
         self, x: Tensor, value: Tensor, match: Tensor, proposals: Tensor, query: Tensor | None, place: Tensor | None
@@ -96,7 +95,7 @@ class RefinedAggregation(nn.Module):
         guess = logits = None
         if query is not None:
             assert self.softness is not None
-            keys = 2 * samples.unflatten(1, (9, self.value_channels))[:, :, -self.compared :]
+            keys = 2 * torch.unflatten(samples, 1, (9, self.value_channels))[:, :, -self.compared :]
             distance = _GAIN * (keys - query[:, None]).square().sum(2)
             mean = distance.mean(1, keepdim=True)
             evidence += [distance - mean, mean]
@@ -114,7 +113,8 @@ class RefinedAggregation(nn.Module):
             assert logits is not None
             votes = (logits + self.flow_vote(features)).softmax(1)
             apart = proposals - proposals[:, 8:10].repeat(1, 9, 1, 1)
-            apart = (apart * (apart.abs() < 2.0)).unflatten(1, (9, 2))
+            apart = apart * (apart.abs() < 2.0)
+            apart = torch.unflatten(apart, 1, (9, 2))
             place = proposals[:, 8:10] + (apart * votes[:, :, None]).sum(1)
         elif guess is not None:
             place = place + guess

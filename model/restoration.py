@@ -109,15 +109,16 @@ class Restoration(nn.Module):
         if not self.parts:
             x = content
             for i, scale in enumerate(self.scales):
-                x = scale(x, scale.aggregation(x, values[i], match, warp_masks[i] if warp_masks else None))
+                aggregated = scale.get_submodule("aggregation")(x, values[i], match, warp_masks[i] if warp_masks else None)
+                x = scale(x, aggregated)
             return x, []
-        x, key, fine = content.split(self.parts, 1)
+        x, key, fine = torch.split(content, self.parts, 1)
         queries = (key, F.pixel_shuffle(fine, 2), None)
         proposals = displacements(match)
         found: list[Tensor] = []
         for i, scale in enumerate(self.scales):
             place = 2 * F.interpolate(found[-1], scale_factor=2, mode="bilinear") if found else None
-            aggregated, place = scale.aggregation(x, values[i], match, proposals, queries[i], place)
+            aggregated, place = scale.get_submodule("aggregation")(x, values[i], match, proposals, queries[i], place)
             found.append(place)
             x = scale(x, aggregated)
         return x, found

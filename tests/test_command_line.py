@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -78,6 +79,15 @@ def test_upscale(run: Run, photos: Path) -> None:
     assert "peak memory" in out
     assert "backend: onnxruntime (CPU)" in err
     assert Image.open(photos / "sr.png").size == (80, 64)
+
+
+def test_names_that_the_terminal_cannot_show(photos: Path) -> None:
+    (photos / "lr.png").rename(photos / "caf\u00e9.png")
+    command = [sys.executable, "-m", "amsa", "upscale", photos / "caf\u00e9.png", photos / "ref.png", "-o", photos / "gro\u00df.png"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, "gro\\xdf.png: 80x64" in done.stdout) == (0, True), done
+    assert (photos / "gro\u00df.png").exists()
 
 
 def test_upscale_for_machines(run: Run, photos: Path) -> None:

@@ -37,7 +37,8 @@ class Perceptual(nn.Module):
     def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
         """Two pictures [N, 3, H, W] in [0, 1] -> a scalar."""
         features = [self.layers((x - self.get_buffer("mean")) / self.get_buffer("std")) for x in (sr, hr)]
-        return F.mse_loss(*features)
+        distance: Tensor = F.mse_loss(*features)
+        return distance
 
 
 class Critic(nn.Module):
@@ -67,6 +68,7 @@ class Critic(nn.Module):
                 with torch.no_grad():
                     std = (2 / m.weight[0].numel()) ** 0.5
                     m.weight.copy_(torch.randn(m.weight.shape, generator=generator) * std)
+                    assert m.bias is not None
                     m.bias.zero_()
 
     def forward(self, picture: Tensor) -> Tensor:
@@ -85,7 +87,8 @@ def critic_loss(critic: Critic, real: Tensor, fake: Tensor, mix: Tensor) -> Tens
     between = torch.lerp(fake, real, mix).requires_grad_()
     (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     penalty = (slope.flatten(1).norm(dim=1) - 1).square().mean()
-    return critic(fake).mean() - critic(real).mean() + _PENALTY * penalty
+    loss: Tensor = critic(fake).mean() - critic(real).mean() + _PENALTY * penalty
+    return loss
 
 
 def mixing(seed: Sequence[int], n: int) -> Tensor:

@@ -61,7 +61,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     grads = [p.grad for p in trained if p.grad is not None]
     flat = torch.cat([g.reshape(-1) for g in grads])
     dist.all_reduce(flat)
-    for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+    for g, part in zip(grads, torch.split(flat, [g.numel() for g in grads]), strict=True):
         g.copy_(part.view_as(g) / world())
 
 

@@ -317,4 +317,4 @@ def _event_writer(folder: Path) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as e:
         raise AmsaError("--tensorboard needs the package tensorboard; install it with: pip install 'amsa[train]'") from e
-    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder))

@@ -150,9 +150,9 @@ def read_recipe(path: str | Path) -> tuple[Recipe, ...]:
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
         raise AmsaError(f"{path}: stages must be tables: write [[stages]]")
     recipes = tuple(_build(Recipe, {**values, **stage}, str(path)) for stage in stages)
-    names = [recipe.folder for recipe in recipes]
-    if len(set(names)) < len(names):
-        raise AmsaError(f"{path}: two stages are called {max(names, key=names.count)}; give each a name of its own")
+    folders = [recipe.folder for recipe in recipes]
+    if len(set(folders)) < len(folders):
+        raise AmsaError(f"{path}: two stages are called {max(folders, key=folders.count)}; give each a name of its own")
     if len({recipe.variant for recipe in recipes}) > 1:
         raise AmsaError(f"{path}: all stages must train one variant")
     return recipes
@@ -171,12 +171,11 @@ def _build(cls: type[Any], values: Mapping[str, Any], source: str) -> Any:
                 raise AmsaError(f"{source}: {name} must be a table")
             built[name] = _build(type(default), value, f"{source} [{name}]")
             continue
-        if isinstance(value, list):
-            value = tuple(value)
+        plain = tuple(value) if isinstance(value, list) else value
         example = default if default is not MISSING else {"variant": "", "steps": 0}[name]
-        if not _alike(value, example):
+        if not _alike(plain, example):
             raise AmsaError(f"{source}: {name} is {value!r}; it must be like {example!r}")
-        built[name] = value
+        built[name] = plain
     if missing := [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING and n not in built]:
         raise AmsaError(f"{source}: missing field {', '.join(missing)}")
     return cls(**built)

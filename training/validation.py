@@ -13,8 +13,9 @@ from torch import Tensor
 from ..engine.metrics import luma, psnr
 from ..model.network import AMSA
 from ..stages import SCALE
-from .data import Image8, ReferencePairs, to_tensor
+from .data import ReferencePairs, to_tensor
 from .restoration import restore
+from .synthetic import Image8
 from .views import Views
 
 

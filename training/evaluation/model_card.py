@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +55,7 @@ class TestSet:
 def castle(photos: Sequence[Path], strangers: Sequence[Path], folder: Path) -> TestSet:
     """Crops with the window found for them, and a picture of something else."""
     pictures = [np.asarray(Image.fromarray(decode(p)).reduce(2)) for p in photos]
-    cases = []
+    cases: list[Case] = []
     for i, photo in enumerate(pictures):
         others = [p for j, p in enumerate(pictures) if j != i]
         for top, left in grid_crops(photo, _CROP, _STEP):
@@ -115,20 +116,9 @@ class Row:
     @classmethod
     def of(cls, test: TestSet, setting: Setting, results: Sequence[Result]) -> Row:
         worst = min(results, key=lambda r: r.gain)
-        means = (float(np.mean([f(r) for r in results])) for f in (_bicubic, _amsa, _ssim))
-        return cls(test.name, setting.label, len(results), *means, worst.gain, worst.name)
-
-
-def _bicubic(r: Result) -> float:
-    return r.bicubic.psnr
-
-
-def _amsa(r: Result) -> float:
-    return r.amsa.psnr
-
-
-def _ssim(r: Result) -> float:
-    return r.amsa.ssim
+        figures = np.array([(r.bicubic.psnr, r.amsa.psnr, r.amsa.ssim) for r in results])
+        bicubic, amsa, ssim = map(float, figures.mean(0))
+        return cls(test.name, setting.label, len(results), bicubic, amsa, ssim, worst.gain, worst.name)
 
 
 def score(upscaler: Upscaler, sets: Sequence[TestSet], folder: Path) -> Iterator[tuple[Row, list[Result]]]:
@@ -210,7 +200,7 @@ def main() -> None:
     parser.add_argument("models", type=Path, nargs="+", help="checkpoints; the exhaustive comparison is of the first")
     options = parser.parse_args()
     sets = make_sets(options.data, options.output)
-    report = {}
+    report: dict[str, list[Any]] = {}
     for model in options.models:
         upscaler = Upscaler(model)
         rows = []

@@ -156,7 +156,7 @@ def test_the_small_network_by_hand() -> None:
     keys, pixels = TINY.key_channels, 16 * 24
     picture = 16 * pixels
     assert cost.finish == picture * 9 * (16 * 8 + 8 * 3)
-    key_net = pixels * 9 * (4 * 3 * 16 + 16 * 32 + 32 * keys)
+    key_net = pixels * 9 * (4 * 16 * (3 + TINY.refine) + 16 * 32 + 32 * keys)
     content = pixels * 9 * (3 * 48 + 2 * 48 * 48)
     assert cost.encode_lr == key_net + content
     assert cost.match == (sum(c.macs for c in patch_match_macs("paper", TINY.iterations, (16, 24), (16, 24), keys)),) * 3
