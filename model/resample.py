@@ -36,7 +36,7 @@ def halve(x: Tensor) -> Tensor:
 def lr_blur(x: Tensor) -> Tensor:
     """The blur that makes LR (PIL's bicubic, shrinking by 4), at half the size: [N, C, H, W] -> [N, C, H/2, W/2].
 
-    Every second row and column of it, but for the border and rounding, is the LR picture.
+    An LR pixel lies in the middle of four of these: it is what LR enlarged x2 would be, had it lost nothing.
     """
     c, taps = x.shape[1], _SHRINK_BY_4.to(x)
     margin = len(_SHRINK_BY_4) // 2 - 1

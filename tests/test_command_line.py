@@ -83,7 +83,16 @@ def test_upscale(run: Run, photos: Path) -> None:
 
 def test_names_that_the_terminal_cannot_show(photos: Path) -> None:
     (photos / "lr.png").rename(photos / "caf\u00e9.png")
-    command = [sys.executable, "-m", "amsa", "upscale", photos / "caf\u00e9.png", photos / "ref.png", "-o", photos / "gro\u00df.png"]
+    command = [
+        sys.executable,
+        "-m",
+        "amsa",
+        "upscale",
+        photos / "caf\u00e9.png",
+        photos / "ref.png",
+        "-o",
+        photos / "gro\u00df.png",
+    ]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, "gro\\xdf.png: 80x64" in done.stdout) == (0, True), done
