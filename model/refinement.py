@@ -20,7 +20,10 @@ _GAIN = 10.0
 # Beyond this many LR pixels from the middle one, a proposal is just another place.
 _FAR = 4.0
 # Distances are averaged over this many positions a side before the best tap is guessed.
-_WINDOW = 5
+_WINDOW = 7
+# How sharply the nearest tap is preferred to begin with, as a logarithm, at x1 and x2. At x2, with keys after 800 steps and
+# known shifts, positions are off by 0.36 LR pixels at 0, by 0.13 at 2.1, by 0.13 at 3: too far to be found by training alone.
+_SOFTNESS = (0.0, 2.1)
 
 
 def displacements(match: Tensor) -> Tensor:
@@ -56,7 +59,7 @@ class RefinedAggregation(nn.Module):
         self.compared = config.compared_channels[index]
         first = index == 0
         self.warp = nn.Conv2d(9 * value_channels, value_channels, 1)
-        self.softness = nn.Parameter(torch.zeros(1, 1, 1, 1)) if self.compared else None
+        self.softness = nn.Parameter(torch.full((1, 1, 1, 1), _SOFTNESS[index])) if self.compared else None
         evidence = 10 + (18 if first else 2) if self.compared else 0
         self.offset_conv1 = conv3(channels + value_channels + evidence, value_channels)
         self.offset_conv2 = conv3(value_channels, value_channels)
