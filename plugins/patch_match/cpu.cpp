@@ -25,7 +25,7 @@ struct Grid {
 };
 
 struct Step {
-  int lr, dilation, jitter;
+  int lr, dilation, jitter, shifted;
 };
 
 inline int reflect(int index, int size) {
@@ -70,9 +70,14 @@ AMSA_CLONES void propagate(const Grid& g, const Step& step, const float* query, 
       for (int k = 0; k < kCandidates; ++k) {
         const int dy = k / 3 - 1, dx = k % 3 - 1;
         if (step.lr) {
-          const long from = long(reflect(r + step.dilation * dy, g.height)) * g.width + reflect(c + step.dilation * dx, g.width);
+          const int row = reflect(r + step.dilation * dy, g.height), col = reflect(c + step.dilation * dx, g.width);
+          const long from = long(row) * g.width + col;
           ys[k] = before[2 * from];
           xs[k] = before[2 * from + 1];
+          if (step.shifted) {
+            ys[k] = confine(ys[k] - (row - r), g.count_y, 0);
+            xs[k] = confine(xs[k] - (col - c), g.count_x, 0);
+          }
         } else {
           ys[k] = confine(before[2 * here] + step.dilation * dy + step.jitter * kJitterY[k], g.count_y, g.wrap);
           xs[k] = confine(before[2 * here + 1] + step.dilation * dx + step.jitter * kJitterX[k], g.count_x, g.wrap);

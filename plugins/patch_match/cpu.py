@@ -24,7 +24,7 @@ class _Grid(ctypes.Structure):
 class _Step(ctypes.Structure):
     """`Step` of cpu.cpp."""
 
-    _fields_ = [(name, ctypes.c_int) for name in ("lr", "dilation", "jitter")]
+    _fields_ = [(name, ctypes.c_int) for name in ("lr", "dilation", "jitter", "shifted")]
 
 
 def search(patches: Patches, y: Tensor, x: Tensor, path: Sequence[Step], wrap: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -36,7 +36,7 @@ def search(patches: Patches, y: Tensor, x: Tensor, path: Sequence[Step], wrap: b
     score = torch.empty(y.shape, dtype=torch.float32)
     count_y, count_x = patches.count[0].tolist()
     grid = _Grid(*y.shape[1:], query.shape[2], query.shape[1], patches.pitch, count_y, count_x, wrap)
-    steps = (_Step * len(path))(*(_Step(s.lr, s.dilation, s.jitter) for s in path))
+    steps = (_Step * len(path))(*(_Step(s.lr, s.dilation, s.jitter, s.shifted) for s in path))
     library.amsa_patch_match(
         ctypes.byref(grid),
         steps,

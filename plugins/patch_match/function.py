@@ -27,6 +27,7 @@ def PatchMatch(query, ref, valid, init, iterations: int, schedule: str, level: i
     pads = op.Constant(value_int=pad)
     stride = op.Cast(op.Pow(op.Constant(value_float=2.0), op.Cast(op.Constant(value_int=level), to=1)), to=7)
     published = op.Equal(op.Constant(value_string=schedule), op.Constant(value_string="published"))
+    fast = op.Equal(op.Constant(value_string=schedule), op.Constant(value_string="fast"))
 
     # ------------------------------------------------------------------ sizes
     n = op.Shape(ref, start=0, end=1)
@@ -146,6 +147,13 @@ def PatchMatch(query, ref, valid, init, iterations: int, schedule: str, level: i
             from_col = op.Min(from_col, col_period - from_col)
             neighbour_y = op.Gather(op.Gather(y, from_row, axis=1), from_col, axis=2)
             neighbour_x = op.Gather(op.Gather(x, from_row, axis=1), from_col, axis=2)
+            # fast: moved back by how far the neighbour is away
+            shifted_y = neighbour_y - (op.Reshape(from_row, op.Constant(value_ints=[-1, 1])) - rows)
+            shifted_x = neighbour_x - (from_col - cols)
+            shifted_y = op.Min(op.Max(shifted_y, zero), count_y - 1)
+            shifted_x = op.Min(op.Max(shifted_x, zero), count_x - 1)
+            neighbour_y = op.Where(fast, shifted_y, neighbour_y)
+            neighbour_x = op.Where(fast, shifted_x, neighbour_x)
             # Ref propagation: the neighbours of one's own match
             around_y = y + offset_y + jitter * op.Gather(jitter_y, k)
             around_x = x + offset_x + jitter * op.Gather(jitter_x, k)

@@ -71,11 +71,15 @@ def candidates(step: Step, y: Tensor, x: Tensor, count: Tensor, wrap: bool) -> t
     limit_y, limit_x = count[:, 0, None, None], count[:, 1, None, None]
     ys, xs = [], []
     for (dy, dx), jitter_y, jitter_x in zip(TAPS, JITTER_Y, JITTER_X, strict=True):
-        if step.lr:  # Eq. 3 to 5: the neighbour's match is copied, not shifted
-            rows = reflect(torch.arange(height, device=y.device) + step.dilation * dy, height)
-            cols = reflect(torch.arange(width, device=y.device) + step.dilation * dx, width)
-            ys.append(y[:, rows][:, :, cols])
-            xs.append(x[:, rows][:, :, cols])
+        if step.lr:  # Eq. 3 to 5: the neighbour's match is copied, not shifted, unless the schedule says so
+            own_rows, own_cols = torch.arange(height, device=y.device), torch.arange(width, device=y.device)
+            rows, cols = reflect(own_rows + step.dilation * dy, height), reflect(own_cols + step.dilation * dx, width)
+            cy, cx = y[:, rows][:, :, cols], x[:, rows][:, :, cols]
+            if step.shifted:
+                cy = (cy - (rows - own_rows)[:, None]).clamp_min(0).minimum(limit_y - 1)
+                cx = (cx - (cols - own_cols)).clamp_min(0).minimum(limit_x - 1)
+            ys.append(cy)
+            xs.append(cx)
         else:
             cy = y + (step.dilation * dy + step.jitter * jitter_y)
             cx = x + (step.dilation * dx + step.jitter * jitter_x)

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 class Step:
     """One propagation. `lr` true: candidates are the neighbours' matches; false: the neighbours of one's own match.
 
-    `jitter` moves each Ref candidate by jitter * (JITTER_Y, JITTER_X) of its tap (published code only).
+    `jitter` moves each Ref candidate by jitter * (JITTER_Y, JITTER_X) of its tap (published code only). `shifted`: a
+    neighbour's match is moved back by how far the neighbour is away, as in classical PatchMatch: neighbours show neighbours.
     """
 
     lr: bool
     dilation: int
     jitter: int = 0
+    shifted: bool = False
 
 
 # The nine taps of every propagation in row-major order; the fifth is the position itself.
@@ -52,7 +54,7 @@ def steps(schedule: str, iterations: int, level: int, query: tuple[int, int], va
     """All propagation steps of a level.
 
     Args:
-        schedule: "published" or "paper".
+        schedule: "published", "paper" or "fast".
         iterations: M of the paper.
         level: the level's number; 0 is the finest.
         query: (rows, columns) of the query features at this level.
@@ -70,4 +72,5 @@ def steps(schedule: str, iterations: int, level: int, query: tuple[int, int], va
             )
         ]
     reach = paper_reach(*query)
-    return [Step(lr, 2**t) for _ in range(iterations) for t in range(reach) for lr in (True, False)]
+    shifted = schedule == "fast"
+    return [Step(lr, 2**t, shifted=shifted and lr) for _ in range(iterations) for t in range(reach) for lr in (True, False)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..spec import AttributeSpec, OpSpec, Shape, TensorSpec, check_shape
 
-SCHEDULES = ("published", "paper")
+SCHEDULES = ("published", "paper", "fast")
 
 
 def _infer_shapes(
@@ -70,8 +70,8 @@ picture) and top-left corners with pad 0.""",
             "schedule",
             str,
             "order and reach of the steps: 'paper' (per dilation an LR then a Ref propagation, dilations up to sqrt(N)/8 of "
-            "this level, clamped at the reference's border) or 'published' (all LR, then all Ref dilations, reach from level "
-            "0, jittered and wrapped around)",
+            "this level, clamped at the reference's border), 'fast' (the same, but a neighbour's match is shifted by the step "
+            "back) or 'published' (all LR, then all Ref dilations, reach from level 0, jittered and wrapped around)",
             SCHEDULES,
         ),
         AttributeSpec("level", int, "the grid is 2^level times coarser than level 0", (0, 1, 2, 3)),

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(cpu_library.cpu_library() is None, reason="no C+
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("schedule", ["paper", "published"])
+@pytest.mark.parametrize("schedule", ["paper", "published", "fast"])
 @given(seed=st.integers(0, 999), channels=st.integers(1, 37), size=st.tuples(*[st.integers(3, 19)] * 4), pad=st.integers(0, 1))
 def test_patch_match_steps(threads: int, schedule: str, seed: int, channels: int, size: tuple[int, ...], pad: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -26,7 +26,7 @@ BASE: dict[str, Any] = {"iterations": 2, "schedule": "paper", "level": 0, "pad":
 attributes = st.fixed_dictionaries(
     {
         "iterations": st.integers(1, 3),
-        "schedule": st.sampled_from(["paper", "published"]),
+        "schedule": st.sampled_from(["paper", "published", "fast"]),
         "level": st.integers(0, 3),
         "pad": st.integers(0, 1),
         "init_scale": st.integers(1, 2),
@@ -79,8 +79,12 @@ def naive(
                     for n in range(9):
                         dy, dx = dilation * (n // 3 - 1), dilation * (n % 3 - 1)
                         if lr:
-                            y, x = before[neighbour(r + dy, height), neighbour(c + dx, width)]
-                        elif a["schedule"] == "paper":
+                            place = neighbour(r + dy, height), neighbour(c + dx, width)
+                            y, x = before[place]
+                            if a["schedule"] == "fast":  # a neighbour's match, as far from it as the position is
+                                moved = (y + r - place[0], x + c - place[1])
+                                y, x = (min(max(p, 0), m - 1) for p, m in zip(moved, limits, strict=True))
+                        elif a["schedule"] != "published":
                             y, x = (min(max(p + d, 0), m - 1) for p, d, m in zip(before[r, c], (dy, dx), limits, strict=True))
                         else:
                             jy = (1, 0, 0, 1, 0, -1, 0, 0, -1)[n] * (iteration % dilation)
@@ -105,7 +109,7 @@ def naive_start(p: tuple[int, int], init: NDArray[Any], limits: list[int], valid
 
 def naive_steps(query: tuple[int, ...], valid: list[int], schedule: str, stride: int) -> list[tuple[bool, int]]:
     """(is LR propagation, dilation) of one iteration."""
-    if schedule == "paper":
+    if schedule != "published":
         count = max(1, math.ceil(math.log2(math.sqrt(query[0] * query[1]) / 8)))
         return [(lr, 2**t) for t in range(count) for lr in (True, False)]
 
@@ -170,7 +174,7 @@ def test_valid_equals_a_cropped_reference(
     assert torch.equal(relevance, relevance_of(q, r, v, match, level=a["level"], pad=a["pad"]))
 
 
-@pytest.mark.parametrize("schedule", ["paper", "published"])
+@pytest.mark.parametrize("schedule", ["paper", "published", "fast"])
 @pytest.mark.parametrize("query_batch", [1, 3])
 def test_a_batch_equals_its_elements_alone(patch_match_inputs: Inputs, schedule: str, query_batch: int) -> None:
     a = {**BASE, "schedule": schedule, "level": 1, "init_scale": 2}
@@ -192,15 +196,20 @@ def test_batch_1_is_shared(patch_match_inputs: Inputs) -> None:
     assert all(torch.equal(x, y) for x, y in zip(shared, repeated, strict=True))
 
 
-@pytest.mark.parametrize("schedule", ["paper", "published"])
+@pytest.mark.parametrize("schedule", ["paper", "published", "fast"])
 def test_ties_go_to_the_first_candidate(schedule: str) -> None:
     a = {**BASE, "schedule": schedule, "iterations": 1, "pad": 0}
     q, r = torch.ones(1, 4, 9, 11), torch.ones(1, 4, 10, 9)  # all patches are equal
     init = torch.randint(0, 7, (1, 2, 7, 9), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     match, _ = run(q, r, torch.tensor([[10, 9]], dtype=torch.int32), init, **a)
     # The first of nine is up and left: an LR step with dilation 1, then a Ref step.
-    moved = F.pad(init.float(), (1, 1, 1, 1), mode="reflect")[:, :, :-2, :-2].int() - 1
-    limits = torch.tensor([8, 7]).view(1, 2, 1, 1)
+    neighbours = F.pad(init.float(), (1, 1, 1, 1), mode="reflect")[:, :, :-2, :-2].int()
+    limits = torch.tensor([8, 7], dtype=torch.int32).view(1, 2, 1, 1)
+    if schedule == "fast":  # back by one row and column; at the border the reflected neighbour lies on the other side
+        back = torch.ones_like(neighbours)
+        back[:, 0, 0], back[:, 1, :, 0] = -1, -1
+        neighbours = (neighbours + back).clamp_min(0).minimum(limits - 1)
+    moved = neighbours - 1
     assert torch.equal(match, moved % limits if schedule == "published" else moved.clamp_min(0))
 
 

@@ -20,7 +20,7 @@ Run = Callable[..., list[Tensor]]
 # (iterations, schedule, level, pad, init_scale); few, because every one is a graph to compile
 ATTRIBUTES = [
     {"iterations": i, "schedule": s, "level": level, "pad": pad, "init_scale": scale}
-    for s in ("paper", "published")
+    for s in ("paper", "published", "fast")
     for i, level, pad, scale in [(1, 3, 1, 1), (2, 1, 1, 2), (4, 0, 0, 2), (2, 0, 0, 1), (3, 2, 0, 2)]
 ]
 
@@ -81,7 +81,7 @@ def test_any_size(
     assert_equal(run_onnx, patch_match_inputs(seed, query, ref, valid, batch, query_batch, 4, **a), **a)
 
 
-@pytest.mark.parametrize("schedule", ["paper", "published"])
+@pytest.mark.parametrize("schedule", ["paper", "published", "fast"])
 def test_batch_1_is_shared(patch_match_inputs: Inputs, run_onnx: Run, schedule: str) -> None:
     a = {"iterations": 2, "schedule": schedule, "level": 1, "pad": 1, "init_scale": 2}
     q, r, valid, init = patch_match_inputs(2, (12, 10), (9, 15), (7, 11), batch=2, **a)
@@ -110,7 +110,7 @@ def test_near_ties_are_rare_and_near(patch_match_inputs: Inputs, run_onnx: Run, 
     assert different <= 0.001 * positions
 
 
-@pytest.mark.parametrize("schedule", ["paper", "published"])
+@pytest.mark.parametrize("schedule", ["paper", "published", "fast"])
 def test_ties_go_to_the_first_candidate(run_onnx: Run, schedule: str) -> None:
     q, r = torch.ones(1, 4, 9, 11), torch.ones(1, 4, 10, 9)  # all patches are equal
     init = torch.randint(0, 7, (1, 2, 7, 9), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
@@ -128,7 +128,7 @@ def test_zero_features(patch_match_inputs: Inputs, run_onnx: Run, which: str) ->
     assert torch.equal(relevance, torch.zeros_like(expected_relevance))
 
 
-@pytest.mark.parametrize("schedule", ["paper", "published"])
+@pytest.mark.parametrize("schedule", ["paper", "published", "fast"])
 def test_float16_features(patch_match_inputs: Inputs, run_onnx: Run, schedule: str) -> None:
     a = {"iterations": 2, "schedule": schedule, "level": 0, "pad": 0, "init_scale": 2}
     q, r, valid, init = patch_match_inputs(5, (14, 16), (18, 15), **a)

@@ -142,7 +142,7 @@ def test_gradient_of_patch_match_can_be_traced() -> None:
 
 ATTRIBUTE_ERRORS = [
     (PATCH_MATCH, {"iterations": 0}, "iterations is 0; it must be at least 1"),
-    (PATCH_MATCH, {"schedule": "fast"}, "schedule is 'fast'; it must be one of 'published', 'paper'"),
+    (PATCH_MATCH, {"schedule": "quick"}, "schedule is 'quick'; it must be one of 'published', 'paper'"),
     (PATCH_MATCH, {"level": 4}, "level is 4; it must be one of 0, 1, 2, 3"),
     (PATCH_MATCH, {"level": -1}, "level is -1"),
     (PATCH_MATCH, {"pad": 2}, "pad is 2"),

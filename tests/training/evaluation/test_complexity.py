@@ -68,7 +68,7 @@ def test_features_without_a_whole_patch_are_refused() -> None:
         enumerated_macs((2, 9), (9, 9), 1)
 
 
-@pytest.mark.parametrize("schedule", ["paper", "published"])
+@pytest.mark.parametrize("schedule", ["paper", "published", "fast"])
 @pytest.mark.parametrize(("query", "valid"), [((16, 24), (16, 16)), ((24, 40), (29, 21)), ((40, 16), (35, 47))])
 def test_patch_match_equals_what_the_reference_scores(
     schedule: str, query: tuple[int, int], valid: tuple[int, int], monkeypatch: pytest.MonkeyPatch
