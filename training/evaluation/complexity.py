@@ -68,7 +68,7 @@ def patch_match_macs(
     positions are those of the LR picture, so the reference's size counts only through `published`'s number of dilations.
 
     Args:
-        schedule: "published" or "paper" (plugins/patch_match).
+        schedule: "published", "paper" or "fast" (plugins/patch_match).
         iterations: M of each level, coarsest first, as in `AMSAConfig`.
         query_hw: the finest query features, padded here to multiples of 8 as the runtime does.
         ref_hw: the part of the finest reference features that is picture.
