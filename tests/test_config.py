@@ -61,7 +61,7 @@ def test_fields_of_another_type_are_named(name: str, wrong: Any) -> None:
     [
         ("variant", "large"),
         ("encoder", "vit"),
-        ("schedule", "fast"),
+        ("schedule", "quick"),
         ("base", "nearest"),
         ("key_channels", 0),
         ("key_channels", "16"),

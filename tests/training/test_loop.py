@@ -55,14 +55,20 @@ def test_workers_change_nothing(tmp_path: Path, pairs: Pairs) -> None:
 
 
 def test_accumulated_parts_equal_the_whole_batch(tmp_path: Path, pairs: Pairs) -> None:
-    # pixel loss alone: the others average over known positions, which parts have different numbers of
+    # Pixel loss alone: the others average over known positions, which parts have different numbers of. And plain gradient
+    # descent: Adam makes a step of rounding errors where a gradient is next to nothing.
+    results = []
     for parts in (1, 2):
         (tmp_path / str(parts)).mkdir()
-        recipe = replace(TINY, steps=2, accumulate=parts, weights=Weights())
-        Trainer(recipe, pairs(), tmp_path / str(parts)).run()
-    one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
-    for k in one:
-        torch.testing.assert_close(one[k], two[k], atol=1e-5, rtol=0)
+        recipe = replace(TINY, steps=2, accumulate=parts, weights=Weights(), ema=0.0, lr=0.5, clip=0.0)
+        trainer = Trainer(recipe, pairs(), tmp_path / str(parts))
+        start = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+        trainer.optimizer = torch.optim.SGD([{"params": list(trainer.model.parameters()), "factor": 1.0}], 1.0)
+        trainer.run()
+        results.append(weights(tmp_path / str(parts)))
+    step, apart = (torch.cat([(x[k] - results[0][k]).flatten() for k in start]).norm() for x in (start, results[1]))
+    # Rounding turns a near-tie of the matching here and there: 8e-4 of the step; a wrong weight of the parts would be all of it.
+    assert 0 < apart < 5e-3 * step
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
