@@ -22,8 +22,7 @@ weights: .venv/ready ## ship a checkpoint that `amsa train small` made: make wei
 	.venv/bin/amsa convert $(CHECKPOINT) -o weights/small.safetensors --fp16
 	.venv/bin/amsa export weights/small.safetensors -o weights/small
 
-DATA ?= ../shared/data/val
-model-card: .venv/ready ## the shipped model's figures, from photos it was not trained on: castle/ and set14/ in DATA
+model-card: .venv/ready ## the shipped model's figures, from photos it was not trained on: castle/ and set14/ in DATA=FOLDER
 	.venv/bin/python -m amsa.training.evaluation.model_card $(DATA) out/model_card weights/small.safetensors $(CHECKPOINT)
 
 .venv-demo/ready: setup.cfg
