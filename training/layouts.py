@@ -75,14 +75,14 @@ def read_layout(path: str | Path, kind: str = "auto") -> Layout:
 
 def unique_names(names: Iterable[str]) -> list[str]:
     """The names in order, with -2, -3, .. added to those that were there before."""
-    used: list[str] = []
+    used: dict[str, None] = {}  # in order; a list would take seconds for CUFED's 11,871 names
     for name in names:
         fresh, number = name, 1
         while fresh in used:
             number += 1
             fresh = f"{name}-{number}"
-        used.append(fresh)
-    return used
+        used[fresh] = None
+    return list(used)
 
 
 def _recognise(path: Path) -> str:

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -122,6 +123,9 @@ class Trainer:
                     f"{path}: was trained with {name} {before[name]}, the recipe says {getattr(self.recipe, name)}; "
                     "start in another folder"
                 )
+        now = json.loads(json.dumps(asdict(self.recipe)))
+        if changed := [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]:
+            warnings.warn(f"the recipe has changed since {path} was saved: {', '.join(changed)}", stacklevel=2)
         self.step, self.best, self.seconds = meta["step"], meta["best"], meta["seconds"]
         if meta["scaler"]:
             self.scaler.load_state_dict(meta["scaler"])

@@ -28,7 +28,7 @@ class Warp:
     """
 
     rotation: float = 18.0
-    scale: tuple[float, float] = (0.7, 1.4)
+    scale: tuple[float, float] = (0.5, 2.0)
     shear: float = 0.08
     perspective: float = 0.06
     waves: float = 3.0

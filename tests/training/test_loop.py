@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -210,6 +211,15 @@ def test_a_run_killed_while_saving_goes_on_from_the_state_before(tmp_path: Path,
     assert run(6) == 0  # from step 2
     assert load_checkpoint(place / "last.safetensors")[1]["step"] == 6
     assert not (place / "state.safetensors.tmp").exists()
+
+
+def test_a_changed_recipe_is_told(tmp_path: Path, pairs: Pairs) -> None:
+    Trainer(TINY, pairs(), tmp_path).run(2)
+    with pytest.warns(UserWarning, match=r"the recipe has changed since .*: steps 4 -> 6, lr 0.0005 -> 0.001$"):
+        Trainer(replace(TINY, steps=6, lr=1e-3), pairs(), tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Trainer(TINY, pairs(), tmp_path)
 
 
 def test_the_state_of_another_run_is_refused(tmp_path: Path, pairs: Pairs) -> None:
