@@ -5,6 +5,7 @@ This module needs nothing but Python, so the runtime can read a declaration with
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,12 +34,14 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class AttributeSpec:
-    """One attribute of an op. `choices` lists the values it may take; None means any of its type."""
+    """One attribute of an op. `choices` lists the values it may take; None means any of its type. Without `default` it must
+    be given."""
 
     name: str
     type: type[int] | type[str]
     doc: str
     choices: tuple[Any, ...] | None = None
+    default: Any = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,9 @@ class OpSpec:
     def torch_schema(self) -> str:
         """The op in torch's schema language, attributes keyword-only, e.g. `f(Tensor x, *, int scale) -> Tensor`."""
         tensors = ", ".join(f"Tensor {t.name}" for t in self.inputs)
-        attributes = ", ".join(f"{'int' if a.type is int else 'str'} {a.name}" for a in self.attributes)
+        kinds = {int: "int", str: "str"}
+        defaults = {a.name: "" if a.default is None else f"={json.dumps(a.default)}" for a in self.attributes}
+        attributes = ", ".join(f"{kinds[a.type]} {a.name}{defaults[a.name]}" for a in self.attributes)
         outputs = ", ".join("Tensor" for _ in self.outputs)
         return f"{self.torch_name}({tensors}, *, {attributes}) -> {outputs if len(self.outputs) == 1 else f'({outputs})'}"
 
@@ -80,13 +85,18 @@ class OpSpec:
             inputs=[schema.FormalParameter(t.name, types[t.dtype], f"{t.dims}: {t.doc}") for t in self.inputs],
             outputs=[schema.FormalParameter(t.name, types[t.dtype], f"{t.dims}: {t.doc}") for t in self.outputs],
             type_constraints=[("T", ["tensor(float)", "tensor(float16)"], "features")],
-            attributes=[schema.Attribute(a.name, attribute_types[a.type], a.doc, required=True) for a in self.attributes],
+            attributes=[
+                schema.Attribute(a.name, attribute_types[a.type], a.doc, required=True)
+                if a.default is None
+                else schema.Attribute(a.name, default_value=onnx.helper.make_attribute(a.name, a.default), description=a.doc)
+                for a in self.attributes
+            ],
         )
 
     def check_attributes(self, **attributes: Any) -> None:
         """Raise ValueError that names the attribute and lists the values it may take."""
         for a in self.attributes:
-            value = attributes[a.name]
+            value = attributes.get(a.name, a.default)
             if a.choices is not None and value not in a.choices:
                 raise ValueError(f"{self.name}: {a.name} is {value!r}; it must be one of {', '.join(map(repr, a.choices))}")
             if a.choices is None and a.type is int and value < 1:

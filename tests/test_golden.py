@@ -16,8 +16,11 @@ from torch import Tensor
 import amsa.plugins.torch_ops  # noqa: F401
 from amsa.model.resample import upscale_nearest
 from amsa.plugins.deformable_sample.reference import tap_positions
-from amsa.plugins.patch_match.reference import Patches, candidates, hand_over, propagate
+from amsa.plugins.patch_match.reference import Patches, candidates, hand_over, patch_match, propagate
 from amsa.plugins.patch_match.schedule import Step, level_valid, steps
+
+from .cuda import ops
+from .cuda.harness import missing
 
 RELEVANCE = {"rtol": 0, "atol": 2e-5}
 OPERATOR = {"rtol": 0, "atol": 1e-5}
@@ -95,8 +98,16 @@ def full_levels(golden: Any) -> dict[int, tuple[Tensor, Tensor]]:
     return dict(sorted(found.items(), reverse=True))
 
 
+def cuda_kernels(*tensors: Tensor, **attributes: Any) -> tuple[Tensor, Tensor]:
+    """The CUDA kernels, executed on the CPU."""
+    if reason := missing():
+        pytest.skip(reason)
+    return ops.patch_match(ops.device("patch_match"), *tensors, **attributes)
+
+
 @pytest.mark.golden("pm_full*.npz", "_rand_x")
-def test_coarse_to_fine(golden: Any) -> None:
+@pytest.mark.parametrize("match", [torch.ops.amsa.patch_match, patch_match, cuda_kernels], ids=["op", "reference", "cuda"])
+def test_coarse_to_fine(golden: Any, match: Any) -> None:
     levels = full_levels(golden)
     valid = torch.tensor([golden["ref1"].shape[1:]], dtype=torch.int32)
     size = [level_valid(int(v), max(levels)) for v in valid[0]]
@@ -114,7 +125,7 @@ def test_coarse_to_fine(golden: Any) -> None:
             start = hand_over(init.long(), True, pad, torch.tensor(coarse), torch.tensor(count))
         assert_indices(start, golden.yx(f"{name}_init_"), f"{name}_init")
         a = {"iterations": iterations, "schedule": "published", "level": level, "pad": pad, "init_scale": 2 if number else 1}
-        init, relevance = torch.ops.amsa.patch_match(query, ref, valid, init, **a)
+        init, relevance = match(query, ref, valid, init, **a)
         assert_indices((init[:, 0], init[:, 1]), golden.yx(f"{name}_out_"), f"{name}_out")
     width = int(valid[0, 1]) - 2
     assert torch.equal((init[0, 0] * width + init[0, 1]).long(), golden["max_idx"])

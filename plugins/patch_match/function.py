@@ -1,7 +1,8 @@
 """PatchMatch as an ONNX function body of standard ops: what runtimes without our kernel execute.
 
 The steps, nine candidates and nine taps are loops; nothing is unfolded, so memory stays at a few copies of the features.
-Types: features may be float16 or float32; everything inside is float32 and int64.
+Types: features may be float16 or float32. Inside they are float32 and positions int64; with int8 arithmetic the float32 holds
+whole numbers, a pixel's inner product stays below 2^24, and the sum of nine is a float64: exact, in whatever order.
 """
 
 # mypy: ignore-errors
@@ -19,7 +20,18 @@ _jitter_x = list(JITTER_X)
 
 
 @script(Opset(DOMAIN, VERSION), default_opset=op)
-def PatchMatch(query, ref, valid, init, iterations: int, schedule: str, level: int, pad: int, init_scale: int):
+def PatchMatch(
+    query,
+    ref,
+    valid,
+    init,
+    iterations: int,
+    schedule: str,
+    level: int,
+    pad: int,
+    init_scale: int,
+    arithmetic: str = "float",
+):
     zero = op.Constant(value_ints=[0])
     one = op.Constant(value_ints=[1])
     two = op.Constant(value_ints=[2])
@@ -28,6 +40,8 @@ def PatchMatch(query, ref, valid, init, iterations: int, schedule: str, level: i
     stride = op.Cast(op.Pow(op.Constant(value_float=2.0), op.Cast(op.Constant(value_int=level), to=1)), to=7)
     published = op.Equal(op.Constant(value_string=schedule), op.Constant(value_string="published"))
     fast = op.Equal(op.Constant(value_string=schedule), op.Constant(value_string="fast"))
+    exact = op.Cast(op.Equal(op.Constant(value_string=schedule), op.Constant(value_string="exact")), to=7)
+    int8 = op.Equal(op.Constant(value_string=arithmetic), op.Constant(value_string="int8"))
 
     # ------------------------------------------------------------------ sizes
     n = op.Shape(ref, start=0, end=1)
@@ -36,8 +50,10 @@ def PatchMatch(query, ref, valid, init, iterations: int, schedule: str, level: i
     height = query_rows - 2 + 2 * pads  # positions
     width = query_cols - 2 + 2 * pads
     grid = op.Concat(n, height, width, axis=0)
+    ref_size = op.Shape(ref, start=2, end=4)
     size = op.Expand(op.Cast(valid, to=7), op.Concat(n, one, axis=0))  # [N, 2]
-    inside = (size + (stride - 1)) / stride  # ceil
+    size = op.Min(op.Max(size, one), ref_size * stride)
+    inside = op.Max((size + (stride - 1)) / stride, 3 - 2 * pads)  # ceil
     coarse = (size + (2 * stride - 1)) / (2 * stride)
     count = inside - 2 + 2 * pads
     split_y, split_x = op.Split(inside, axis=1, num_outputs=2)
@@ -56,14 +72,44 @@ def PatchMatch(query, ref, valid, init, iterations: int, schedule: str, level: i
         op.Unsqueeze(rows_inside, op.Constant(value_ints=[1, 3])),
         op.Unsqueeze(cols_inside, op.Constant(value_ints=[1, 2])),
     )
-    ref_padded = op.Pad(op.Cast(ref, to=1) * op.Cast(mask, to=1), border)
-    energy = op.ReduceSum(ref_padded * ref_padded, one, keepdims=1)
-    energy = 9.0 * op.AveragePool(energy, kernel_shape=[3, 3], strides=[1, 1])
-    inverse_norm = op.Reshape(1.0 / op.Sqrt(op.Max(energy, op.Constant(value_float=1e-24))), op.Constant(value_ints=[-1]))
+    query_float = op.Cast(query, to=1)
+    ref_float = op.Where(mask, op.Cast(ref, to=1), op.Constant(value_float=0.0))
+
+    # int8: whole numbers from -127 to 127, one scale for a whole feature map
+    query_finite = op.Where(op.Or(op.IsNaN(query_float), op.IsInf(query_float)), op.Constant(value_float=0.0), query_float)
+    ref_finite = op.Where(op.Or(op.IsNaN(ref_float), op.IsInf(ref_float)), op.Constant(value_float=0.0), ref_float)
+    every = op.Constant(value_ints=[1, 2, 3])
+    query_largest = op.ReduceMax(op.Abs(query_finite), every)
+    ref_largest = op.ReduceMax(op.Abs(ref_finite), every)
+    least = op.Constant(value_float=1e-30)
+    query_scale = op.Where(query_largest < least, op.Constant(value_float=0.0), 127.0 / op.Max(query_largest, least))
+    ref_scale = op.Where(ref_largest < least, op.Constant(value_float=0.0), 127.0 / op.Max(ref_largest, least))
+    query_whole = op.Clip(op.Round(query_finite * query_scale), -127.0, 127.0)
+    ref_whole = op.Clip(op.Round(ref_finite * ref_scale), -127.0, 127.0)
+    query_used = op.Where(int8, query_whole, query_float)
+    ref_used = op.Where(int8, ref_whole, ref_float)
+    unit = op.Where(query_largest < least, op.Constant(value_float=0.0), query_largest / 127.0)
+    unit = op.Where(int8, unit, op.Constant(value_float=1.0))  # [1|N, 1, 1, 1]: turns a score into the float score
+
+    ref_padded = op.Pad(ref_used, border)
+    energy = op.Cast(op.ReduceSum(ref_padded * ref_padded, one, keepdims=1), to=11)
+    last = op.Constant(value_ints=[9223372036854775807])
+    minus_two = op.Constant(value_ints=[-2])
+    minus_one = op.Constant(value_ints=[-1])
+    above = op.Slice(energy, zero, minus_two, two)
+    middle = op.Slice(energy, one, minus_one, two)
+    energy = above + middle + op.Slice(energy, two, last, two)
+    left = op.Slice(energy, zero, minus_two, three)
+    centre = op.Slice(energy, one, minus_one, three)
+    energy = op.Cast(left + centre + op.Slice(energy, two, last, three), to=1)
+    floor = op.Where(int8, op.Constant(value_float=1.0), op.Constant(value_float=1e-24))
+    # The root in float64 and then rounded is the correctly rounded one of float32; ONNX does not ask for that.
+    norm = op.Cast(op.Sqrt(op.Cast(op.Max(energy, floor), to=11)), to=1)
+    inverse_norm = op.Reshape(1.0 / norm, op.Constant(value_ints=[-1]))
     channels = op.Shape(ref, start=1, end=2)
     table_shape = op.Concat(op.Constant(value_ints=[-1]), channels, axis=0)
     ref_table = op.Reshape(op.Transpose(ref_padded, perm=[0, 2, 3, 1]), table_shape)
-    query_padded = op.Pad(op.Cast(query, to=1), border)
+    query_padded = op.Pad(query_used, border)
     query_table = op.Reshape(op.Transpose(query_padded, perm=[0, 2, 3, 1]), table_shape)
 
     ref_cols = op.Shape(ref_padded, start=3, end=4)
@@ -96,13 +142,11 @@ def PatchMatch(query, ref, valid, init, iterations: int, schedule: str, level: i
     rescaled_x = op.Round(op.Cast(start_x, to=1) * op.Cast(count_x - 1, to=1) / op.Cast(coarse_x, to=1))
     doubled_y = 2 * start_y + op.Mod(rows + (1 - pads), two) - (1 - pads)
     doubled_x = 2 * start_x + op.Mod(cols + (1 - pads), two) - (1 - pads)
-    doubled_y = op.Min(op.Max(doubled_y, zero), count_y - 1)
-    doubled_x = op.Min(op.Max(doubled_x, zero), count_x - 1)
     handed_y = op.Where(published, op.Cast(rescaled_y, to=7), doubled_y)
     handed_x = op.Where(published, op.Cast(rescaled_x, to=7), doubled_x)
     is_handed = op.Cast(keep, to=9)
-    y = op.Where(is_handed, handed_y, start_y)
-    x = op.Where(is_handed, handed_x, start_x)
+    y = op.Min(op.Max(op.Where(is_handed, handed_y, start_y), zero), count_y - 1)
+    x = op.Min(op.Max(op.Where(is_handed, handed_x, start_x), zero), count_x - 1)
 
     # ------------------------------------------------------------ the schedule
     # Reach: how many dilations 1, 2, 4, ..; each is one more for every bound that the size passes.
@@ -119,13 +163,14 @@ def PatchMatch(query, ref, valid, init, iterations: int, schedule: str, level: i
     lr_reach = op.Where(published, lr_published, paper)
     ref_reach = op.Where(published, ref_published, paper)
     per_iteration = lr_reach + ref_reach
-    steps = op.Squeeze(op.Constant(value_int=iterations) * per_iteration)
+    steps = op.Squeeze(op.Constant(value_int=iterations) * per_iteration * (1 - exact))
 
     jitter_y = op.Constant(value_ints=_jitter_y)
     jitter_x = op.Constant(value_ints=_jitter_x)
     row_period = op.Max(2 * (height - 1), one)
     col_period = op.Max(2 * (width - 1), one)
     lowest = op.Constant(value_float=-3.4028234663852886e38)
+    nothing = op.Cast(op.Constant(value_float=0.0), to=11)
     best = op.Expand(lowest, grid)
     for step in range(steps):
         within = op.Mod(step, per_iteration)
@@ -163,19 +208,54 @@ def PatchMatch(query, ref, valid, init, iterations: int, schedule: str, level: i
             candidate_x = op.Where(is_lr, neighbour_x, around_x)
             # Score: nine taps
             ref_row = batch * ref_area + candidate_y * ref_cols + candidate_x
-            total = op.Expand(op.Constant(value_float=0.0), grid)
+            total = op.Expand(nothing, grid)
             for tap in range(9):
                 ref_pixel = op.Gather(ref_table, ref_row + (tap / 3) * ref_cols + op.Mod(tap, three))
                 query_pixel = op.Gather(query_table, query_row + (tap / 3) * padded_cols + op.Mod(tap, three))
-                total = total + op.ReduceSum(ref_pixel * query_pixel, op.Constant(value_ints=[-1]), keepdims=0)
-            score = total * op.Gather(inverse_norm, batch * norm_area + candidate_y * norm_cols + candidate_x)
-            better = score > best
+                product = op.ReduceSum(ref_pixel * query_pixel, op.Constant(value_ints=[-1]), keepdims=0)
+                total = total + op.Cast(product, to=11)
+            norm_row = batch * norm_area + candidate_y * norm_cols + candidate_x
+            score = op.Cast(total, to=1) * op.Gather(inverse_norm, norm_row)
+            # The first candidate is the one to beat, even where its score is not a number.
+            better = op.Or(score > best, op.Equal(k, zero_scalar))
+            score = op.Where(score > lowest, score, lowest)
             next_y = op.Where(better, candidate_y, next_y)
             next_x = op.Where(better, candidate_x, next_x)
             best = op.Where(better, score, best)
         y = op.Identity(next_y)
         x = op.Identity(next_x)
 
+    # ------------------------------------------------- exact: all rows of the reference, one after the other
+    y = op.Where(op.Cast(exact, to=9), zero, y)
+    x = op.Where(op.Cast(exact, to=9), zero, x)
+    ref_rows = op.Squeeze(exact * op.ReduceMax(count_y, keepdims=0))
+    norm_rows = op.Reshape(inverse_norm, op.Concat(n, op.Constant(value_ints=[-1]), norm_cols, axis=0))
+    norm_count = op.Squeeze(norm_cols)
+    ref_pixels = op.Transpose(ref_padded, perm=[0, 2, 1, 3])  # [N, rows, C, columns]
+    query_pixels = op.Transpose(query_padded, perm=[0, 2, 3, 1])  # [1|N, rows, columns, C]
+    ref_index = op.Range(zero_scalar, norm_count, one_scalar)
+    beyond = op.Unsqueeze(ref_index, op.Constant(value_ints=[0, 1, 2])) >= op.Unsqueeze(count_x, three)
+    shape = op.Concat(op.Shape(query, start=0, end=1), op.Constant(value_ints=[-1]), channels, axis=0)
+    for ref_row in range(ref_rows):
+        sums = op.Unsqueeze(op.Expand(nothing, grid), three)
+        for tap in range(9):
+            tap_row = op.Reshape(tap / 3, one)
+            tap_col = op.Mod(op.Reshape(tap, one), three)
+            keys = op.Gather(ref_pixels, op.Squeeze(ref_row + tap_row), axis=1)  # [N, C, columns]
+            keys = op.Slice(keys, tap_col, tap_col + norm_cols, two)
+            rows_taken = op.Slice(query_pixels, tap_row, tap_row + height, one)
+            taken = op.Reshape(op.Slice(rows_taken, tap_col, tap_col + width, two), shape)
+            product = op.Reshape(op.MatMul(taken, keys), op.Concat(grid, op.Constant(value_ints=[-1]), axis=0))
+            sums = sums + op.Cast(product, to=11)
+        norms = op.Unsqueeze(op.Gather(norm_rows, ref_row, axis=1), op.Constant(value_ints=[1, 2]))
+        scores = op.Cast(sums, to=1) * norms  # [N, H, W, columns]
+        scores = op.Where(op.And(scores > lowest, op.Not(beyond)), scores, lowest)
+        row_best = op.ReduceMax(scores, op.Constant(value_ints=[-1]), keepdims=0)
+        better = op.And(row_best > best, ref_row < count_y)
+        y = op.Where(better, ref_row, y)
+        x = op.Where(better, op.ArgMax(scores, axis=-1, keepdims=0), x)
+        best = op.Where(better, row_best, best)
+
     match = op.Cast(op.Concat(op.Unsqueeze(y, one), op.Unsqueeze(x, one), axis=1), to=6)
-    relevance = op.Unsqueeze(best, one)
+    relevance = op.Unsqueeze(best, one) * unit
     return match, relevance

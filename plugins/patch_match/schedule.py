@@ -31,6 +31,11 @@ def level_valid(valid: int, level: int) -> int:
     return -(-valid // (1 << level))
 
 
+def confined_valid(valid: int, rows: int, level: int) -> int:
+    """Level 0's rows (or columns) that hold picture, where a level's features have so many: from 1 to all of them."""
+    return min(max(valid, 1), rows << level)
+
+
 def published_reach(height: int, width: int) -> int:
     """Number of dilations 1, 2, 4, .. for a level-0 feature map of this size: floor(log2((min side - 3) // 8)) + 1.
 
@@ -54,7 +59,7 @@ def steps(schedule: str, iterations: int, level: int, query: tuple[int, int], va
     """All propagation steps of a level.
 
     Args:
-        schedule: "published", "paper" or "fast".
+        schedule: "published", "paper" or "fast"; "exact" has no steps.
         iterations: M of the paper.
         level: the level's number; 0 is the finest.
         query: (rows, columns) of the query features at this level.

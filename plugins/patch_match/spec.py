@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from ..spec import AttributeSpec, OpSpec, Shape, TensorSpec, check_shape
 
-SCHEDULES = ("published", "paper", "fast")
+SCHEDULES = ("published", "paper", "fast", "exact")
+ARITHMETICS = ("float", "int8")
+
+# Up to here a pixel's inner product of int8 features, C * 127^2, is below 2^24: exact even in float32, in any order.
+INT8_CHANNELS = 1040
 
 
 def _infer_shapes(
-    query: Shape, ref: Shape, valid: Shape, init: Shape, *, pad: int, init_scale: int, **_: object
+    query: Shape, ref: Shape, valid: Shape, init: Shape, *, pad: int, init_scale: int, arithmetic: str = "float", **_: object
 ) -> tuple[Shape, Shape]:
     batch = ref[0]
     check_shape("PatchMatch", "query", query, 4, batch)
@@ -17,6 +21,8 @@ def _infer_shapes(
     check_shape("PatchMatch", "init", init, 4, batch, 2)
     if query[1] != ref[1]:
         raise ValueError(f"PatchMatch: query has {query[1]} channels and ref {ref[1]}; they must be equal")
+    if arithmetic == "int8" and query[1] > INT8_CHANNELS:
+        raise ValueError(f"PatchMatch: query has {query[1]} channels; int8 arithmetic takes at most {INT8_CHANNELS}")
     for name, shape in (("query", query), ("ref", ref)):
         if pad == 0 and (shape[2] < 3 or shape[3] < 3):
             raise ValueError(f"PatchMatch: {name} is {shape[2]}x{shape[3]}; without padding both sides must be at least 3")
@@ -71,13 +77,22 @@ picture) and top-left corners with pad 0.""",
             str,
             "order and reach of the steps: 'paper' (per dilation an LR then a Ref propagation, dilations up to sqrt(N)/8 of "
             "this level, clamped at the reference's border), 'fast' (the same, but a neighbour's match is shifted by the step "
-            "back) or 'published' (all LR, then all Ref dilations, reach from level 0, jittered and wrapped around)",
+            "back), 'published' (all LR, then all Ref dilations, reach from level 0, jittered and wrapped around) or 'exact' "
+            "(no propagation: the best of all positions; iterations and init are not used)",
             SCHEDULES,
         ),
         AttributeSpec("level", int, "the grid is 2^level times coarser than level 0", (0, 1, 2, 3)),
         AttributeSpec("pad", int, "1: patches are centred and padded with zeros; 0: only whole patches", (0, 1)),
         AttributeSpec(
             "init_scale", int, "2: init comes from the next coarser level and is handed over; 1: from this grid", (1, 2)
+        ),
+        AttributeSpec(
+            "arithmetic",
+            str,
+            "'float', or 'int8': both features quantized with one scale each, sums in integers, so that equal inputs give equal "
+            "bits everywhere",
+            ARITHMETICS,
+            "float",
         ),
     ),
     infer_shapes=_infer_shapes,
