@@ -1,7 +1,7 @@
 # Each target makes the virtual environment it needs, and only that: `make demo` the runtime, `make test` everything.
 PYTHON ?= python3
 
-.PHONY: demo test test-slow lint weights model-card clean
+.PHONY: demo test test-slow kernel-report lint weights model-card clean
 
 demo: .venv-demo/ready ## upscale a real photo pair on the CPU; pictures in out/demo
 	.venv-demo/bin/amsa demo
@@ -11,6 +11,9 @@ test: .venv/ready ## the tests that finish within minutes
 
 test-slow: .venv/ready ## the rest
 	.venv/bin/python -m pytest -m slow
+
+kernel-report: .venv/ready ## what is known of the CUDA kernels without a GPU; fails where they spill, fill too little or load too narrowly
+	.venv/bin/python -m amsa.plugins.kernel_report --check
 
 lint: .venv/ready ## style and types; the link lets mypy see the root folder as the package `amsa`
 	.venv/bin/ruff check .

@@ -41,6 +41,9 @@ Model = Annotated[
     typer.Option("--model", "-m", help="Model folder, .amsa file or .safetensors checkpoint; default: the shipped one."),
 ]
 BackendName = Annotated[str, typer.Option("--backend", help="auto, onnxruntime or torch.")]
+Matching = Annotated[
+    str, typer.Option("--matching", help="patchmatch; exact: compare with all positions; auto: exact where that is as fast.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the initial matches: equal seeds, equal pictures.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to compute with; default: one per core.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -53,6 +56,7 @@ def upscale(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the x4 picture; the suffix chooses the format.")],
     model: Model = None,
     backend: BackendName = "auto",
+    matching: Matching = "patchmatch",
     seed: Seed = 0,
     threads: Threads = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print seconds per stage and peak memory.")] = False,
@@ -68,7 +72,7 @@ def upscale(
     lr_photo = read_photo(lr)
     check_format(output, lr_photo, 4)
     ref_photos = [read_photo(r) for r in refs]
-    upscaler = Upscaler(model, backend, threads)
+    upscaler = Upscaler(model, backend, threads, matching=matching)
     if not as_json:
         _say_backend(upscaler.backend, upscaler.trained)
     measured = Stats()

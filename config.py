@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
 from .errors import AmsaError
-from .plugins.patch_match.spec import SCHEDULES
+from .plugins.patch_match.spec import ARITHMETICS, PROPAGATIONS
 from .stages import REF_MIN, SCALE, Stage, stages
 
 
@@ -32,6 +32,7 @@ class AMSAConfig:
         sharpness: factor on the relevance in the softmax over references (Eq. 9; the published code's 10).
         ref_scales: each reference is used at scales ref_factor^0 .. ref_factor^(ref_scales - 1).
         ref_factor: k of the paper.
+        arithmetic: of the matching, "float" or "int8", see plugins/patch_match.
     """
 
     variant: str
@@ -49,12 +50,14 @@ class AMSAConfig:
     sharpness: float = 10.0
     ref_scales: int = 5
     ref_factor: float = 0.8
+    arithmetic: str = "float"
 
     def __post_init__(self) -> None:
         choices = {
             "variant": tuple(VARIANTS),
             "encoder": ("vgg", "compact"),
-            "schedule": SCHEDULES,
+            "schedule": PROPAGATIONS,
+            "arithmetic": ARITHMETICS,
             "base": ("bilinear", "bicubic"),
         }
         for name, allowed in choices.items():
@@ -111,7 +114,7 @@ class AMSAConfig:
         return self.channels[0] + k1 + 4 * k2
 
     def stages(self) -> tuple[Stage, ...]:
-        """The five graphs of this network."""
+        """The graphs of this network."""
         return stages(self.key_channels, self.value_channels, self.content_channels, self.channels[-1], self.warp_mask_from_ref)
 
     @classmethod
@@ -169,9 +172,11 @@ class AMSAConfig:
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise AmsaError(f"config: unknown field {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-        if missing := sorted(known - set(values)):
+        if missing := sorted({f.name for f in fields(cls) if f.default is MISSING} - set(values)):
             raise AmsaError(f"config: missing field {', '.join(missing)}")
         for f in fields(cls):
+            if f.name not in values:
+                continue
             example = getattr(cls.small(), f.name)
             value = tuple(values[f.name]) if isinstance(values[f.name], list) else values[f.name]
             shape_agrees = type(value) is type(example) or (isinstance(example, float) and type(value) is int)

@@ -1,7 +1,8 @@
-"""The five graphs of an exported model and their tensors: one declaration for the network, the export and the runtime.
+"""The graphs of an exported model and their tensors: one declaration for the network, the export and the runtime.
 
 Sizes: LR is h x w (a multiple of 8, padded by the runtime), a reference at one scale H x W (a multiple of 32), and
 `Hk, Wk` = H/4, W/4 the reference's matching grid. Key and value names end in the divisor or multiple of that grid.
+A picture needs five of them: `match_exact` stands for `match` where it is asked for.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def _scaled(prefix: str, channels: tuple[int, ...], height: str, width: str) -> 
 def stages(
     key_channels: int, value_channels: tuple[int, ...], content_channels: int, width: int, warp_mask_from_ref: bool
 ) -> tuple[Stage, ...]:
-    """The five graphs of a model with these channel counts; `width`: of the accumulator.
+    """The graphs of a model with these channel counts; `width`: of the accumulator.
 
     `warp_mask_from_ref`: the published network computes the warp's masks from the reference, pixel by pixel at the same
     place, so `encode_ref` hands them to `restore`; LR and reference must then have one size.
@@ -67,6 +68,7 @@ def stages(
     match = TensorIO("match", (1, 2, "h+2", "w+2"), "int32")
     relevance = TensorIO("relevance", (1, 1, "h", "w"))
     accumulator = TensorIO("accumulator", (1, width, "4*h", "4*w"))
+    match_inputs = (*queries, *keys, TensorIO("valid", (1, 2), "int32"), TensorIO("seed", (1,), "int32"))
     return (
         Stage(
             "encode_ref",
@@ -78,9 +80,10 @@ def stages(
         Stage(
             "match",
             "for every LR position the most relevant reference position, coarse to fine",
-            (*queries, *keys, TensorIO("valid", (1, 2), "int32"), TensorIO("seed", (1,), "int32")),
+            match_inputs,
             (match, relevance),
         ),
+        Stage("match_exact", "the same by comparing with all reference positions", match_inputs, (match, relevance)),
         Stage(
             "restore",
             "one reference's restored features, weighted, added to the accumulator",

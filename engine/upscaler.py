@@ -22,6 +22,9 @@ Picture: TypeAlias = "NDArray[Any] | Image.Image"
 Progress: TypeAlias = "Callable[[int, int, str], None]"
 """Called with (steps done, steps in all, what comes next)."""
 
+MATCHINGS = ("patchmatch", "exact", "auto")
+EXACT_UP_TO = 1600
+"""Reference positions (rows * columns at 1/4 of the photo) up to which exact search is as fast as PatchMatch."""
 TILE = 128
 """LR pixels on a side that are restored at a time; matching always sees the whole picture."""
 
@@ -44,19 +47,29 @@ class Upscaler:
         backend: "auto", "onnxruntime" or "torch".
         threads: threads to compute with; None: one per core.
         tile: LR pixels restored at a time. Smaller needs less memory and more time; the picture stays the same.
+        matching: "patchmatch"; "exact": every LR position is compared with all of the reference, whose time grows with LR
+            area times reference area; "auto": exact for references up to `EXACT_UP_TO` positions, where that is as fast.
 
     Raises:
         AmsaError: no such model, altered files, or a backend that cannot run it.
     """
 
     def __init__(
-        self, path: str | Path | None = None, backend: str = "auto", threads: int | None = None, tile: int = TILE
+        self,
+        path: str | Path | None = None,
+        backend: str = "auto",
+        threads: int | None = None,
+        tile: int = TILE,
+        matching: str = "patchmatch",
     ) -> None:
         if tile < 1:
             raise AmsaError(f"tile is {tile}; it must be at least 1 LR pixel")
         self._backend = open_backend(path, backend, threads)
         self.config = self._backend.config
+        if matching not in MATCHINGS:
+            raise AmsaError(f"unknown matching {matching!r}; choose one of {', '.join(MATCHINGS)}")
         self.tile = tile
+        self.matching = matching
         # How far a restored pixel sees, in LR pixels: at each scale the trunk's two convolutions per block and eight more
         # (masks, offsets, flow, head, up); then the last two. A tile with this halo equals that part of the whole picture.
         self._halo = sum(-(-(2 * b + 8) // s) for b, s in zip(self.config.blocks[1:], VALUE_SCALES, strict=True)) + 2
@@ -153,7 +166,7 @@ class Upscaler:
             steps.next(f"matching {i + 1} of {count}")
             keys = {k: v for k, v in scale.tensors.items() if k.startswith("key_")}
             inputs = {**lr_features, **keys, "valid": scale.valid, "seed": np.array([seed], np.int32)}
-            found = self._run("match", inputs, stats)
+            found = self._run(self._matching_stage(scale), inputs, stats)
             matches.append(found["match"])
             relevances.append(found["relevance"])
         weights = fusion_weights(relevances, self.config.sharpness)
@@ -162,6 +175,10 @@ class Upscaler:
         for tile in tiles:
             self._restore_tile(tile, sr, padded, content, matches, weights, scales, stats, steps)
         return _result(lr, sr)
+
+    def _matching_stage(self, scale: EncodedScale) -> str:
+        exact = self.matching == "exact" or (self.matching == "auto" and int(scale.valid.prod()) <= EXACT_UP_TO)
+        return "match_exact" if exact else "match"
 
     def _canvas(self, lr: Photo, refs: Sequence[Photo | EncodedReference]) -> tuple[int, int] | None:
         encoded = [ref for ref in refs if isinstance(ref, EncodedReference)]

@@ -1,4 +1,4 @@
-"""The five stages as modules over flat tensors, in the order that `stages.py` declares: what is exported and what runs."""
+"""The stages as modules over flat tensors, in the order that `stages.py` declares: what is exported and what runs."""
 
 from __future__ import annotations
 
@@ -40,6 +40,13 @@ class _Match(nn.Module):
         return match
 
 
+class _MatchExact(_Match):
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        queries, keys = tensors[:_LEVELS], tensors[_LEVELS : 2 * _LEVELS]
+        match: tuple[Tensor, Tensor] = self.match(queries, keys, *tensors[2 * _LEVELS :], exact=True)
+        return match
+
+
 class _Restore(nn.Module):
     def __init__(self, model: AMSA) -> None:
         super().__init__()
@@ -61,7 +68,14 @@ class _Finish(nn.Module):
         return sr
 
 
-_MODULES = {"encode_ref": _EncodeRef, "encode_lr": _EncodeLR, "match": _Match, "restore": _Restore, "finish": _Finish}
+_MODULES = {
+    "encode_ref": _EncodeRef,
+    "encode_lr": _EncodeLR,
+    "match": _Match,
+    "match_exact": _MatchExact,
+    "restore": _Restore,
+    "finish": _Finish,
+}
 
 
 def stage_modules(model: AMSA) -> list[tuple[Stage, nn.Module]]:

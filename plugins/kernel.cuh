@@ -3,6 +3,10 @@
 
 #include <cuda_fp16.h>
 
+#ifdef __CUDACC_RTC__  // has no <cstdint>
+using int8_t = signed char;
+#endif
+
 #ifndef AMSA_KERNEL  // the tests' harness, which runs the kernels on the CPU, has its own
 // The second bound leaves room for 512 threads on a multiprocessor, half of what SM 7.5 holds.
 #define AMSA_KERNEL(name, Params, threads) \

@@ -18,7 +18,7 @@ struct SampleParams {
   const int* match;         // [n, 2, height/scale + 2, width/scale + 2]
   const void* offset_mask;  // [1|n, height, width, 27*groups or 9*groups]
   void* out;                // [n, height, width, 9*c]
-  long long vectors;        // of one batch element's output
+  int vectors;              // of one batch element's output
   int value_shared, offset_mask_shared;  // 1: one for the whole batch
   int c, rows, cols, height, width, scale, groups, with_offsets;
 };
@@ -76,18 +76,15 @@ __device__ inline void sample(const SampleParams& p, const Place& place, int ima
 
 template <class T, int kSize, class Read, class Write>
 __device__ inline void run(const SampleParams& p, Read read, Write write) {
-  const long long index = (long long)blockIdx.x * kThreads + threadIdx.x;
-  if (index >= p.vectors) return;
+  const unsigned index = blockIdx.x * kThreads + threadIdx.x;  // below 2^31 + kThreads
+  if (index >= unsigned(p.vectors)) return;
   const int image = blockIdx.y;
-  const int per_tap = p.c / kSize;
-  const long long tap_index = index / per_tap;
-  const int channel = int(index % per_tap) * kSize;
-  const int tap = int(tap_index % kTaps);
-  const long long pixel = tap_index / kTaps;
+  const unsigned per_tap = p.c / kSize, tap_index = index / per_tap, pixel = tap_index / kTaps;
+  const int channel = int(index % per_tap) * kSize, tap = int(tap_index % kTaps);
   const int row = int(pixel / p.width), col = int(pixel % p.width);
   float sum[kSize];
   sample<T, kSize>(p, place<T>(p, image, row, col, tap, channel / (p.c / p.groups)), image, channel, read, sum);
-  write(static_cast<T*>(p.out) + (image * p.vectors + index) * kSize, sum);
+  write(static_cast<T*>(p.out) + ((long long)image * p.vectors + index) * kSize, sum);
 }
 
 template <class T>

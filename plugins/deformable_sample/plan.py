@@ -17,8 +17,10 @@ class SampleParams(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("value", "match", "offset_mask", "out")),
-        ("vectors", ctypes.c_longlong),
-        *((name, ctypes.c_int) for name in ("value_shared", "offset_mask_shared", "c", "rows", "cols", "height", "width")),
+        *(
+            (name, ctypes.c_int)
+            for name in ("vectors", "value_shared", "offset_mask_shared", "c", "rows", "cols", "height", "width")
+        ),
         *((name, ctypes.c_int) for name in ("scale", "groups", "with_offsets")),
     ]
 

@@ -10,13 +10,12 @@ from typing import Any
 from ..launch import Launch, check_addressable
 from ..spec import Shape
 from .schedule import steps
-from .spec import PATCH_MATCH
+from .spec import PATCH_MATCH, PROPAGATIONS
 
 _THREADS, _WARPS = 128, 4  # kThreads, kWarps of kernels.cu
-_SCHEDULES = ("published", "paper", "fast")  # Schedule of kernels.cu
 _ITEM = {"float16": 2, "float32": 4}
 # Vectors a lane can hold, as far as kernels are compiled for it.
-_ROUNDS = {"f16": (1, 3, 9), "f32": (3, 9), "int8": (1, 5)}
+ROUNDS = {"f16": (1, 3, 9), "f32": (3, 9), "int8": (1, 5)}
 # Threads that look for the largest value and quantize: as many as fill a large card once.
 _STRIDING_BLOCKS = 512
 
@@ -109,8 +108,8 @@ def patch_match_plan(
     attributes: dict[str, Any] = {"iterations": iterations, "schedule": schedule, "level": level, "pad": pad}
     attributes |= {"init_scale": init_scale, "arithmetic": arithmetic}
     PATCH_MATCH.check_attributes(**attributes)
-    if schedule not in _SCHEDULES:
-        raise ValueError(f"PatchMatch: there is no CUDA kernel for schedule {schedule!r}; take one of {', '.join(_SCHEDULES)}")
+    if schedule not in PROPAGATIONS:
+        raise ValueError(f"PatchMatch: there is no CUDA kernel for schedule {schedule!r}; take one of {', '.join(PROPAGATIONS)}")
     (n, _, height, width), _ = PATCH_MATCH.infer_shapes(query, ref, valid, init, **attributes)
     c, rows, cols = ref[1:]
     for name, shape in (("query", query), ("ref", ref), ("init", init), ("the output", (n, 2, height, width))):
@@ -143,7 +142,7 @@ def patch_match_plan(
         "level": level,
         "pad": pad,
         "init_scale": init_scale,
-        "schedule": _SCHEDULES.index(schedule),
+        "schedule": PROPAGATIONS.index(schedule),  # Schedule of kernels.cu
     }
     floats = f"f{8 * _ITEM[dtype]}"
     kind, channels, lanes = ("int8", common["c_int8"], 16) if int8 else (floats, c, 16 // _ITEM[dtype])
@@ -162,7 +161,7 @@ def patch_match_plan(
     launches.append(launch("norm_int8" if int8 else "norm", -(-rows * cols // _THREADS)))
 
     vectors = -(-9 * channels // (32 * lanes))
-    rounds = next((r for r in _ROUNDS[kind] if r >= vectors), 0)
+    rounds = next((r for r in ROUNDS[kind] if r >= vectors), 0)
     step_kernel = f"step_{kind}_{rounds if whole else 'any'}"
     path = steps(schedule, iterations, level, (query[2], query[3]), (rows << level, cols << level))
     per_iteration = len(path) // iterations

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ..spec import AttributeSpec, OpSpec, Shape, TensorSpec, check_shape
 
-SCHEDULES = ("published", "paper", "fast", "exact")
+PROPAGATIONS = ("published", "paper", "fast")
+SCHEDULES = (*PROPAGATIONS, "exact")
 ARITHMETICS = ("float", "int8")
 
 # Up to here a pixel's inner product of int8 features, C * 127^2, is below 2^24: exact even in float32, in any order.

@@ -41,7 +41,17 @@ def inputs() -> Callable[..., tuple[Tensor, ...]]:
     """Features, whole numbers where `integers`: their sums are exact in any order, so matches must be equal."""
 
     def make(
-        seed: int, channels: int, query: Any, ref: Any, valid: Any, integers: bool, *, level: int, pad: int, init_scale: int, **_: Any
+        seed: int,
+        channels: int,
+        query: Any,
+        ref: Any,
+        valid: Any,
+        integers: bool,
+        *,
+        level: int,
+        pad: int,
+        init_scale: int,
+        **_: Any,
     ) -> tuple[Tensor, ...]:
         rng = np.random.default_rng(seed)
         if integers:
@@ -180,7 +190,7 @@ def test_nothing_to_do_and_too_much() -> None:
     assert plan((1, 8, 0, 4), (1, 8, 5, 5)) == []
     with pytest.raises(ValueError, match="ref is empty"):
         plan((1, 8, 4, 4), (1, 8, 0, 5))
-    with pytest.raises(ValueError, match=r"ref has 64x8192x8192 elements; the kernels index at most 2\^31 - 1: use smaller tiles"):
+    with pytest.raises(ValueError, match=r"ref has 64x8192x8192 elements; .* at most 2\^31 - 1: use smaller tiles"):
         plan((1, 64, 4, 4), (1, 64, 8192, 8192))
     with pytest.raises(ValueError, match="no CUDA kernel for schedule 'exact'"):
         plan((1, 8, 4, 4), (1, 8, 5, 5), "exact")

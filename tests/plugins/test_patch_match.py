@@ -26,7 +26,7 @@ BASE: dict[str, Any] = {"iterations": 2, "schedule": "paper", "level": 0, "pad":
 attributes = st.fixed_dictionaries(
     {
         "iterations": st.integers(1, 3),
-        "schedule": st.sampled_from(["paper", "published", "fast"]),
+        "schedule": st.sampled_from(["paper", "published", "fast", "exact"]),
         "level": st.integers(0, 3),
         "pad": st.integers(0, 1),
         "init_scale": st.integers(1, 2),
@@ -53,13 +53,34 @@ def naive_scores(query: NDArray[Any], ref: NDArray[Any], pad: int) -> NDArray[np
     return np.einsum("chwij,cyxij->hwyx", q, r) / norm
 
 
+def naive_int8(query: NDArray[Any], ref: NDArray[Any], pad: int) -> tuple[NDArray[np.float32], np.float32]:
+    """The same in int8 arithmetic, and what turns its scores into float scores. Numpy rounds every operation correctly."""
+    one, whole, largest = np.float32(1), [], []
+    for x in (query, ref):
+        x = np.where(np.isfinite(x), x, 0).astype(np.float32)
+        largest.append(np.abs(x).max())
+        scale = np.float32(127) / largest[-1] if largest[-1] >= 1e-30 else np.float32(0)
+        whole.append(np.pad(np.rint(x * scale).astype(np.int64), ((0, 0), (pad, pad), (pad, pad))))
+    q, r = (sliding_window_view(x, (3, 3), (1, 2)) for x in whole)
+    inverse = one / np.sqrt(np.maximum((r**2).sum((0, 3, 4)), 1).astype(np.float32))
+    unit = largest[0] / np.float32(127) if largest[0] >= 1e-30 else np.float32(0)
+    return np.einsum("chwij,cyxij->hwyx", q, r).astype(np.float32) * inverse, unit
+
+
 def naive(
     query: NDArray[Any], ref: NDArray[Any], valid: list[int], init: NDArray[Any], **a: Any
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """PatchMatch of one batch element, position by position."""
     stride, pad = 2 ** a["level"], a["pad"]
-    table = naive_scores(query, ref[:, : math.ceil(valid[0] / stride), : math.ceil(valid[1] / stride)], pad)
+    inside = ref[:, : math.ceil(valid[0] / stride), : math.ceil(valid[1] / stride)]
+    table: NDArray[Any]
+    table, unit = (naive_scores(query, inside, pad), 1.0)
+    if a.get("arithmetic") == "int8":
+        table, unit = naive_int8(query, inside, pad)
     height, width, *limits = table.shape
+    if a["schedule"] == "exact":
+        flat = table.reshape(height, width, -1)
+        return np.stack(np.unravel_index(flat.argmax(2), limits)), flat.max(2) * unit
     field = np.empty((height, width, 2), int)
     for r in range(height):
         for c in range(width):
@@ -93,7 +114,7 @@ def naive(
                         found.append((int(y), int(x)))
                     field[r, c] = max(found, key=lambda p: table[r, c, p[0], p[1]])  # the first of equals
     rows, cols = np.indices((height, width))
-    return field.transpose(2, 0, 1), table[rows, cols, field[..., 0], field[..., 1]]
+    return field.transpose(2, 0, 1), table[rows, cols, field[..., 0], field[..., 1]] * unit
 
 
 def naive_start(p: tuple[int, int], init: NDArray[Any], limits: list[int], valid: list[int], **a: Any) -> list[int]:
@@ -127,6 +148,30 @@ def test_equals_the_naive_one(patch_match_inputs: Inputs, seed: int, query: Any,
     expected, scores = naive(*(t[0].numpy() for t in inputs[:2]), inputs[2][0].tolist(), inputs[3][0].numpy(), **a)
     np.testing.assert_array_equal(match[0].numpy(), expected)
     np.testing.assert_allclose(relevance[0, 0].numpy(), scores, rtol=1e-5, atol=1e-3)  # features are up to 50
+
+
+@given(seed=seeds, query=even_sizes, ref=sizes, data=st.data(), a=attributes)
+def test_int8_equals_the_naive_one_bit_by_bit(
+    patch_match_inputs: Inputs, seed: int, query: Any, ref: Any, data: Any, a: dict[str, Any]
+) -> None:
+    valid, a = data.draw(st.tuples(*(st.integers(3, n) for n in ref))), {**a, "arithmetic": "int8"}
+    inputs = patch_match_inputs(seed, query, ref, valid, channels=4, integers=False, **a)
+    match, relevance = run(*inputs, **a)
+    expected, scores = naive(*(t[0].numpy() for t in inputs[:2]), inputs[2][0].tolist(), inputs[3][0].numpy(), **a)
+    np.testing.assert_array_equal(match[0].numpy(), expected)
+    np.testing.assert_array_equal(relevance[0, 0].numpy(), scores)
+
+
+def test_int8_is_near_float(patch_match_inputs: Inputs) -> None:
+    a = {**BASE, "pad": 0}
+    q, r, valid, init = patch_match_inputs(6, (24, 24), (30, 30), channels=16, integers=False, **a)
+    q, r = (F.normalize(t, dim=1) for t in (q, r))
+    match, relevance = run(q, r, valid, init, **a, arithmetic="int8")
+    expected_match, expected = run(q, r, valid, init, **a)
+    same = (match == expected_match).all(1, keepdim=True)
+    assert same.float().mean() > 0.9
+    assert (relevance - expected)[same].abs().max() < 2e-2
+    assert (relevance - expected).mean().abs() < 2e-3
 
 
 # ------------------------------------------------------------------------------------------------ the schedule

@@ -23,6 +23,10 @@ ATTRIBUTES = [
     for s in ("paper", "published", "fast")
     for i, level, pad, scale in [(1, 3, 1, 1), (2, 1, 1, 2), (4, 0, 0, 2), (2, 0, 0, 1), (3, 2, 0, 2)]
 ]
+ATTRIBUTES += [
+    {"iterations": 1, "schedule": "exact", "level": level, "pad": pad, "init_scale": 1} for level, pad in [(0, 0), (1, 1)]
+]
+INT8 = [{**a, "arithmetic": "int8"} for a in ATTRIBUTES]
 
 
 def both(run_onnx: Run, inputs: tuple[Tensor, ...], **attributes: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -95,7 +99,24 @@ def test_a_batch_may_have_several_valid_sizes(patch_match_inputs: Inputs, run_on
     assert_equal(run_onnx, (q, r, torch.tensor([[40, 30], [15, 12]], dtype=torch.int32), init), **a)
 
 
-@pytest.mark.parametrize("a", ATTRIBUTES[2:4] + ATTRIBUTES[-2:], ids=lambda a: "-".join(map(str, a.values())))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    half=st.tuples(st.integers(2, 12), st.integers(2, 12)),
+    ref=st.tuples(st.integers(3, 24), st.integers(3, 24)),
+    data=st.data(),
+    a=st.sampled_from(INT8),
+)
+def test_int8_is_bit_equal(
+    patch_match_inputs: Inputs, run_onnx: Run, seed: int, half: Any, ref: Any, data: Any, a: dict[str, Any]
+) -> None:
+    valid = data.draw(st.tuples(*(st.integers(3, n) for n in ref)), "valid")
+    inputs = patch_match_inputs(seed, [2 * n for n in half], ref, valid, 2, 1, 12, False, **a)
+    match, relevance, expected_match, expected_relevance = both(run_onnx, inputs, **a)
+    assert torch.equal(match, expected_match)
+    assert torch.equal(relevance, expected_relevance)
+
+
+@pytest.mark.parametrize("a", ATTRIBUTES[2:4] + ATTRIBUTES[-4:-2], ids=lambda a: "-".join(map(str, a.values())))
 def test_near_ties_are_rare_and_near(patch_match_inputs: Inputs, run_onnx: Run, a: dict[str, Any]) -> None:
     positions = different = 0
     for seed in range(3):
@@ -116,6 +137,22 @@ def test_ties_go_to_the_first_candidate(run_onnx: Run, schedule: str) -> None:
     init = torch.randint(0, 7, (1, 2, 7, 9), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     inputs = q, r, torch.tensor([[10, 9]], dtype=torch.int32), init
     assert_equal(run_onnx, inputs, iterations=3, schedule=schedule, level=0, pad=0, init_scale=1)
+
+
+@pytest.mark.parametrize("arithmetic", ["float", "int8"])
+@pytest.mark.parametrize("schedule", ["paper", "published", "fast", "exact"])
+def test_bad_numbers_and_positions(patch_match_inputs: Inputs, run_onnx: Run, schedule: str, arithmetic: str) -> None:
+    """NaN, Inf, matches and valid sizes out of range have results, the same ones everywhere."""
+    a = {"iterations": 2, "schedule": schedule, "level": 1, "pad": 1, "init_scale": 2, "arithmetic": arithmetic}
+    q, r, _, init = patch_match_inputs(5, (6, 8), (7, 5), **a)
+    q[0, 0, 0, 0], q[0, 0, 3, 3], r[0, 0, 1, 1], r[0, 0, 5, 2] = torch.nan, torch.inf, -torch.inf, torch.nan
+    r[:, :, 2:5, 3:] = 0
+    init[0, :, 0, 0], init[0, :, 1, 1], init[0, :, 2, 2] = -5, 2**31 - 1, -(2**31)
+    for valid in ((14, 10), (0, -3), (2**31 - 1, 1)):
+        inputs = q, r, torch.tensor([valid], dtype=torch.int32), init
+        match, relevance, expected_match, expected_relevance = both(run_onnx, inputs, **a)
+        assert torch.equal(match, expected_match)
+        torch.testing.assert_close(relevance, expected_relevance, rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("which", ["query", "ref", "both"])

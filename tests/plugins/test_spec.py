@@ -51,7 +51,7 @@ def run(op: OpSpec, inputs: dict[str, Tensor], **attributes: Any) -> tuple[Tenso
 def test_torch_schemas() -> None:
     assert PATCH_MATCH.torch_schema() == (
         "patch_match(Tensor query, Tensor ref, Tensor valid, Tensor init, *, "
-        "int iterations, str schedule, int level, int pad, int init_scale) -> (Tensor, Tensor)"
+        'int iterations, str schedule, int level, int pad, int init_scale, str arithmetic="float") -> (Tensor, Tensor)'
     )
     assert DEFORMABLE_SAMPLE.torch_schema() == (
         "deformable_sample(Tensor value, Tensor match, Tensor offset_mask, *, int scale, int groups) -> Tensor"
@@ -66,8 +66,11 @@ def test_onnx_schema_and_body_agree_with_the_declaration(op: OpSpec) -> None:
     assert [t.name for t in schema.inputs] == list(body.input) == names
     assert [t.name for t in schema.outputs] == [t.name for t in op.outputs]
     assert len(body.output) == len(op.outputs)
-    assert set(schema.attributes) == set(body.attribute) == {a.name for a in op.attributes}
-    assert all(a.required for a in schema.attributes.values())
+    defaults = {a.name: onnx.helper.get_attribute_value(a) for a in body.attribute_proto}
+    assert set(schema.attributes) == {*body.attribute, *defaults} == {a.name for a in op.attributes}
+    for a in op.attributes:
+        assert schema.attributes[a.name].required == (a.default is None) == (a.name in body.attribute)
+        assert a.default is None or defaults[a.name].decode() == a.default
     assert [o.version for o in body.opset_import if not o.domain] == [OPSET]  # else ONNX Runtime does not inline it
 
 
