@@ -163,7 +163,7 @@ def test_int8_equals_the_naive_one_bit_by_bit(
 
 
 def test_int8_is_near_float(patch_match_inputs: Inputs) -> None:
-    a = {**BASE, "pad": 0}
+    a = {**BASE, "pad": 0, "schedule": "exact"}  # on noise, propagation goes astray after any small difference
     q, r, valid, init = patch_match_inputs(6, (24, 24), (30, 30), channels=16, integers=False, **a)
     q, r = (F.normalize(t, dim=1) for t in (q, r))
     match, relevance = run(q, r, valid, init, **a, arithmetic="int8")
