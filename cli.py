@@ -22,7 +22,7 @@ from .errors import AmsaError
 if TYPE_CHECKING:
     from .engine.images import Photo
     from .engine.metrics import Comparison
-    from .engine.upscaler import Progress, Stats
+    from .engine.upscaler import Progress, Stats, Upscaler
     from .training.loop import Progress as StageProgress
     from .training.recipe import Recipe
 
@@ -74,7 +74,7 @@ def upscale(
     ref_photos = [read_photo(r) for r in refs]
     upscaler = Upscaler(model, backend, threads, matching=matching)
     if not as_json:
-        _say_backend(upscaler.backend, upscaler.trained)
+        _say_backend(upscaler)
     measured = Stats()
     with _progress(as_json) as progress:
         sr = upscaler.upscale_photo(
@@ -119,7 +119,7 @@ def demo(
     except OSError as e:
         raise AmsaError(f"{output}: cannot be made a folder ({e.strerror}); choose another with --output") from e
     upscaler = Upscaler(model, threads=threads)
-    _say_backend(upscaler.backend, upscaler.trained)
+    _say_backend(upscaler)
     out.print(
         f"LR {lr.width}x{lr.height} (the left view, shrunk to a quarter), reference {ref.width}x{ref.height} (the right view)"
     )
@@ -144,6 +144,7 @@ def export(
         Path, typer.Option("--output", "-o", help="Model folder, .amsa file, or with --single-file an .onnx file.")
     ],
     single_file: Annotated[int | None, typer.Option("--single-file", help="Compose one graph for this many references.")] = None,
+    precision: Annotated[str, typer.Option("--precision", help="fp32, or fp16: convolutions and features in float16.")] = "fp32",
     seed: Annotated[int, typer.Option("--seed", help="Of untrained weights.")] = 0,
 ) -> None:
     """Export a checkpoint to ONNX, then compare ONNX Runtime with PyTorch on a sample."""
@@ -153,7 +154,7 @@ def export(
 
     if single_file is None:
         exporter.check_target(output)
-    model, trained = exporter.load_network(checkpoint, seed)
+    model, trained = exporter.load_network(checkpoint, seed, precision)
     if not trained:
         err.print(f"note: the weights of {checkpoint} are untrained")
     if single_file is not None:
@@ -459,9 +460,9 @@ def _run_model(
     return upscaler.upscale_photo(lr, refs, seed=seed, names=names, progress=progress)
 
 
-def _say_backend(backend: str, trained: bool) -> None:
-    err.print(f"backend: {backend} (CPU)")
-    if not trained:
+def _say_backend(upscaler: Upscaler) -> None:
+    err.print(f"backend: {upscaler.backend} (CPU; {upscaler.kernels})")
+    if not upscaler.trained:
         err.print("note: these weights are untrained: the picture shows the pipeline at work, not added detail")
 
 

@@ -113,9 +113,10 @@ class AMSAConfig:
         k1, k2, _ = self.compared_channels
         return self.channels[0] + k1 + 4 * k2
 
-    def stages(self) -> tuple[Stage, ...]:
-        """The graphs of this network."""
-        return stages(self.key_channels, self.value_channels, self.content_channels, self.channels[-1], self.warp_mask_from_ref)
+    def stages(self, precision: str = "fp32") -> tuple[Stage, ...]:
+        """The graphs of this network, with features of that precision (`stages.PRECISIONS`)."""
+        channels = self.key_channels, self.value_channels, self.content_channels, self.channels[-1]
+        return stages(*channels, self.warp_mask_from_ref, precision)
 
     @classmethod
     def published(cls, channels: int = 64, blocks: int = 16, groups: int = 8) -> AMSAConfig:

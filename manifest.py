@@ -13,7 +13,7 @@ from typing import Any
 from ._version import __version__
 from .config import AMSAConfig
 from .errors import AmsaError
-from .stages import LR_MIN, LR_MULTIPLE, REF_MIN, REF_MULTIPLE, SCALE
+from .stages import LR_MIN, LR_MULTIPLE, PRECISIONS, REF_MIN, REF_MULTIPLE, SCALE
 
 FORMAT = 1
 FILE_NAME = "manifest.json"
@@ -84,6 +84,9 @@ class Manifest:
             manifest = cls(config, graphs, bool(values["trained"]), str(values["precision"]), int(values["opset"]))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
             raise AmsaError(f"{source}: {FILE_NAME} cannot be read ({type(e).__name__}: {e}); export the model again") from e
+        if manifest.precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise AmsaError(f"{source}: precision {manifest.precision!r}; this version knows {known}: export the model again")
         expected = [s.name for s in config.stages()]
         if sorted(graphs) != sorted(expected):
             raise AmsaError(f"{source}: {FILE_NAME} names graphs {', '.join(sorted(graphs))}; it must name {', '.join(expected)}")

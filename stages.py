@@ -40,34 +40,45 @@ class Stage:
     outputs: tuple[TensorIO, ...]
 
 
-def _pyramid(prefix: str, channels: int, height: str, width: str) -> tuple[TensorIO, ...]:
+PRECISIONS = {"fp32": "float32", "fp16": "float16"}
+"""Precisions of a model, and the type of its features."""
+
+
+def _pyramid(prefix: str, channels: int, height: str, width: str, dtype: str) -> tuple[TensorIO, ...]:
     names = ((height, width) if n == 1 else (f"{height}/{n}", f"{width}/{n}") for n in KEY_LEVELS)
-    return tuple(TensorIO(f"{prefix}_{n}", (1, channels, *hw)) for n, hw in zip(KEY_LEVELS, names, strict=True))
+    return tuple(TensorIO(f"{prefix}_{n}", (1, channels, *hw), dtype) for n, hw in zip(KEY_LEVELS, names, strict=True))
 
 
-def _scaled(prefix: str, channels: tuple[int, ...], height: str, width: str) -> tuple[TensorIO, ...]:
+def _scaled(prefix: str, channels: tuple[int, ...], height: str, width: str, dtype: str) -> tuple[TensorIO, ...]:
     names = ((height, width) if s == 1 else (f"{s}*{height}", f"{s}*{width}") for s in VALUE_SCALES)
-    return tuple(TensorIO(f"{prefix}_{s}", (1, c, *hw)) for s, c, hw in zip(VALUE_SCALES, channels, names, strict=True))
+    return tuple(TensorIO(f"{prefix}_{s}", (1, c, *hw), dtype) for s, c, hw in zip(VALUE_SCALES, channels, names, strict=True))
 
 
 def stages(
-    key_channels: int, value_channels: tuple[int, ...], content_channels: int, width: int, warp_mask_from_ref: bool
+    key_channels: int,
+    value_channels: tuple[int, ...],
+    content_channels: int,
+    width: int,
+    warp_mask_from_ref: bool,
+    precision: str,
 ) -> tuple[Stage, ...]:
-    """The graphs of a model with these channel counts; `width`: of the accumulator.
+    """The graphs of a model with these channel counts; `width`: of the accumulator. `precision`: of the features; pictures,
+    relevances and weights are float32 in any.
 
     `warp_mask_from_ref`: the published network computes the warp's masks from the reference, pixel by pixel at the same
     place, so `encode_ref` hands them to `restore`; LR and reference must then have one size.
     """
-    keys = _pyramid("key", key_channels, "Hk", "Wk")
-    queries = _pyramid("query", key_channels, "h", "w")
-    values = _scaled("value", value_channels, "Hk", "Wk")
-    masks = _scaled("warp_mask", (9, 9, 9), "Hk", "Wk") if warp_mask_from_ref else ()
-    tile_masks = _scaled("warp_mask", (9, 9, 9), "h", "w") if warp_mask_from_ref else ()
+    features = PRECISIONS[precision]
+    keys = _pyramid("key", key_channels, "Hk", "Wk", features)
+    queries = _pyramid("query", key_channels, "h", "w", features)
+    values = _scaled("value", value_channels, "Hk", "Wk", features)
+    masks = _scaled("warp_mask", (9, 9, 9), "Hk", "Wk", features) if warp_mask_from_ref else ()
+    tile_masks = _scaled("warp_mask", (9, 9, 9), "h", "w", features) if warp_mask_from_ref else ()
     lr = TensorIO("lr", (1, 3, "h", "w"))
-    content = TensorIO("content", (1, content_channels, "h", "w"))
+    content = TensorIO("content", (1, content_channels, "h", "w"), features)
     match = TensorIO("match", (1, 2, "h+2", "w+2"), "int32")
     relevance = TensorIO("relevance", (1, 1, "h", "w"))
-    accumulator = TensorIO("accumulator", (1, width, "4*h", "4*w"))
+    accumulator = TensorIO("accumulator", (1, width, "4*h", "4*w"), features)
     match_inputs = (*queries, *keys, TensorIO("valid", (1, 2), "int32"), TensorIO("seed", (1,), "int32"))
     return (
         Stage(
@@ -88,7 +99,7 @@ def stages(
             "restore",
             "one reference's restored features, weighted, added to the accumulator",
             (content, match, TensorIO("weight", (1, 1, "h", "w")), *values, *tile_masks, accumulator),
-            (TensorIO("accumulator_out", accumulator.dims),),
+            (TensorIO("accumulator_out", accumulator.dims, features),),
         ),
         Stage(
             "finish",

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..config import AMSAConfig
 from ..errors import AmsaError
 from ..manifest import ModelFolder
+from ..plugins.cpu_library import cpu_library, kernels, library_path
 from ..stages import Stage
 
 Arrays = dict[str, NDArray[Any]]
@@ -25,7 +26,10 @@ class Backend(Protocol):
     """Runs one stage at a time on named arrays, as `stages.py` declares them."""
 
     name: str
+    kernels: str
+    """What runs the custom ops, in words."""
     config: AMSAConfig
+    precision: str
     trained: bool
 
     def run(self, stage: str, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
@@ -39,7 +43,9 @@ class OnnxRuntimeBackend:
 
     def __init__(self, folder: ModelFolder, threads: int | None) -> None:
         self.config = folder.manifest.config
+        self.precision = folder.manifest.precision
         self.trained = folder.manifest.trained
+        self.kernels = kernels("function bodies")
         self._folder = folder
         self._threads = threads
         self._sessions: dict[str, Any] = {}
@@ -52,14 +58,19 @@ class OnnxRuntimeBackend:
             options.intra_op_num_threads = self._threads or 0
             # Shapes differ from call to call; a pattern per shape would only keep memory.
             options.enable_mem_pattern = False
+            library = cpu_library()
             try:
+                # With the library our ops run as its kernels; without, ONNX Runtime takes the file's function bodies.
+                if library is not None:
+                    library.amsa_set_threads(self._threads or 0)
+                    options.register_custom_ops_library(str(library_path()))
                 session = onnxruntime.InferenceSession(self._folder.graphs[stage], options, providers=["CPUExecutionProvider"])
             except Exception as e:  # onnxruntime's exceptions share no base class but Exception
                 reason = " ".join(str(e).split())[:200]
                 raise AmsaError(
                     f"{self._folder.path}: ONNX Runtime {onnxruntime.__version__} cannot load {stage}.onnx ({reason})"
                 ) from e
-            declared = next(s for s in self.config.stages() if s.name == stage)
+            declared = next(s for s in self.config.stages(self.precision) if s.name == stage)
             for what, tensors, found in (
                 ("inputs", declared.inputs, session.get_inputs()),
                 ("outputs", declared.outputs, session.get_outputs()),
@@ -95,7 +106,9 @@ class TorchBackend:
         if threads:
             torch.set_num_threads(threads)
         model, metadata = load_checkpoint(path)
+        self.kernels = kernels("PyTorch references")
         self.config = model.config
+        self.precision = model.precision
         self.trained = bool(metadata.get("trained", False))
         self._torch = torch
         self._stages: dict[str, tuple[Stage, Any]] = {stage.name: (stage, module) for stage, module in stage_modules(model)}

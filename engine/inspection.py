@@ -46,7 +46,7 @@ def inspect_model(path: str | Path) -> Report:
     folder = ModelFolder.open(path)
     manifest = folder.manifest
     graphs = []
-    for stage in manifest.config.stages():
+    for stage in manifest.config.stages(manifest.precision):
         inputs, outputs = (
             ", ".join(f"{t.name}[{','.join(map(str, t.dims))}]{'' if t.dtype == 'float32' else ' ' + t.dtype}" for t in tensors)
             for tensors in (stage.inputs, stage.outputs)

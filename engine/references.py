@@ -38,11 +38,13 @@ class EncodedReference:
         scales: features at scales 1, k, k^2, ..
         canvas: published variant only: the common size (height, width) that LR and references were padded to.
         config: of the network that encoded it.
+        precision: of the model, "fp32" or "fp16".
     """
 
     scales: Sequence[EncodedScale]
     canvas: tuple[int, int] | None
     config: AMSAConfig
+    precision: str
 
 
 def to_nchw(rgb: Array, height: int, width: int, mode: str) -> Array:

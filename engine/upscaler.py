@@ -80,6 +80,11 @@ class Upscaler:
         return self._backend.name
 
     @property
+    def kernels(self) -> str:
+        """What runs the custom ops, in words."""
+        return self._backend.kernels
+
+    @property
     def trained(self) -> bool:
         """Whether the weights are trained; if not, pictures show little more than the upsampled LR."""
         return self._backend.trained
@@ -182,8 +187,8 @@ class Upscaler:
 
     def _canvas(self, lr: Photo, refs: Sequence[Photo | EncodedReference]) -> tuple[int, int] | None:
         encoded = [ref for ref in refs if isinstance(ref, EncodedReference)]
-        if any(ref.config != self.config for ref in encoded):
-            raise AmsaError("a reference was encoded by a model of another config; encode it again with this one")
+        if any((ref.config, ref.precision) != (self.config, self._backend.precision) for ref in encoded):
+            raise AmsaError("a reference was encoded by a model of another config or precision; encode it again with this one")
         if not self.config.published_protocol:
             return None
         sizes = [(ref.height, ref.width) for ref in refs if isinstance(ref, Photo)]
@@ -201,14 +206,14 @@ class Upscaler:
             if canvas is not None and scales:  # the published protocol takes the values of scale 0 for every scale
                 tensors = {k: v if k.startswith("key_") else scales[0].tensors[k] for k, v in tensors.items()}
             scales.append(EncodedScale(tensors, valid))
-        return EncodedReference(scales, canvas, self.config)
+        return EncodedReference(scales, canvas, self.config, self._backend.precision)
 
     def _restore_tile(
         self,
         tile: tuple[slice, slice],
         sr: NDArray[np.float32],
         lr: NDArray[np.float32],
-        content: NDArray[np.float32],
+        content: NDArray[Any],
         matches: Sequence[NDArray[np.int32]],
         weights: Sequence[NDArray[np.float32]],
         scales: Sequence[EncodedScale],
@@ -222,7 +227,7 @@ class Upscaler:
         )
         part_of_content = content[:, :, rows, cols]
         accumulator = np.zeros(
-            (1, self.config.channels[-1], SCALE * part_of_content.shape[2], SCALE * part_of_content.shape[3]), np.float32
+            (1, self.config.channels[-1], SCALE * part_of_content.shape[2], SCALE * part_of_content.shape[3]), content.dtype
         )
         for i, (match, weight, scale) in enumerate(zip(matches, weights, scales, strict=True)):
             steps.next(f"restoring from {i + 1} of {len(scales)}")

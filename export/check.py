@@ -60,7 +60,9 @@ def check_parity(model: AMSA, folder: ModelFolder, lr_size: tuple[int, int], ref
         "valid": torch.tensor([[ref_size[0] // SCALE, ref_size[1] // SCALE]], dtype=torch.int32),
         "seed": torch.zeros(1, dtype=torch.int32),
         "weight": torch.ones(1, 1, *lr_size),
-        "accumulator": torch.zeros(1, model.config.channels[-1], SCALE * lr_size[0], SCALE * lr_size[1]),
+        "accumulator": torch.zeros(
+            1, model.config.channels[-1], SCALE * lr_size[0], SCALE * lr_size[1], dtype=model.finish.conv1.weight.dtype
+        ),
     }
     results = []
     for stage, module in stage_modules(model):
@@ -85,8 +87,9 @@ def _compare(stage: str, expected: Mapping[str, Tensor], found: Mapping[str, np.
         reference = tensor.numpy()
         if reference.dtype == np.int32:
             other = float((reference != found[name]).any(1).mean())
-        else:
-            # np.maximum, not max: NaN must come through, max(0, nan) is 0.
-            difference = float(np.maximum(difference, np.abs(reference - found[name]).max()))
-            scale = float(np.maximum(scale, np.abs(reference).max()))
+            continue
+        reference = reference.astype(np.float32)
+        # np.maximum, not max: NaN must come through, max(0, nan) is 0.
+        difference = float(np.maximum(difference, np.abs(reference - found[name]).max()))
+        scale = float(np.maximum(scale, np.abs(reference).max()))
     return StageParity(stage, difference, scale, other)

@@ -16,19 +16,23 @@ from ..model.checkpoints import load_checkpoint
 from ..model.network import AMSA
 from ..model.stage_modules import stage_modules
 from ..plugins import OPSET
+from ..stages import PRECISIONS
 from .graphs import export_graph
 
 Say = Callable[[str], None]
 
 
-def load_network(source: str, seed: int = 0) -> tuple[AMSA, bool]:
+def load_network(source: str, seed: int = 0, precision: str = "fp32") -> tuple[AMSA, bool]:
     """A checkpoint, or for "small", "paper" or "published" an untrained network. Returns it and whether it is trained."""
+    if precision not in PRECISIONS:
+        raise AmsaError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
     if source in VARIANTS and not Path(source).is_file():
-        model = AMSA(VARIANTS[source]())
+        model, trained = AMSA(VARIANTS[source]()), False
         model.reset_parameters(seed)
-        return model.eval(), False
-    model, metadata = load_checkpoint(source)
-    return model, bool(metadata.get("trained", False))
+    else:
+        model, metadata = load_checkpoint(source)
+        trained = bool(metadata.get("trained", False))
+    return (model.to_fp16() if precision == "fp16" else model).eval(), trained
 
 
 def export_folder(model: AMSA, trained: bool, path: str | Path, say: Say = lambda _: None) -> Manifest:
@@ -51,7 +55,7 @@ def export_folder(model: AMSA, trained: bool, path: str | Path, say: Say = lambd
         content = export_graph(module, stage.name, stage.inputs, stage.outputs).SerializeToString()
         graphs[stage.name] = GraphFile.of(f"{stage.name}.onnx", content)
         files[graphs[stage.name].file] = content
-    manifest = Manifest(model.config, graphs, trained, "fp32", OPSET)
+    manifest = Manifest(model.config, graphs, trained, model.precision, OPSET)
     files[FILE_NAME] = manifest.to_json().encode() + b"\n"
     _write(path, files)
     return manifest

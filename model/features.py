@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..stages import KEY_LEVELS
+from .layers import as_features
 from .resample import halve, upscale_bicubic
 
 # VGG's convolutions up to conv3_1: name, input and output channels; pooling comes before conv2_1 and conv3_1.
@@ -38,7 +39,7 @@ class VGGToConv3(nn.Module):
 
     def forward(self, picture: Tensor) -> dict[str, Tensor]:
         """[N, 3, H, W] -> every convolution's output before its ReLU, by name."""
-        x = (picture - self.get_buffer("mean")) / self.get_buffer("std")
+        x = as_features((picture - self.get_buffer("mean")) / self.get_buffer("std"), self.get_submodule("conv1_1"))
         outputs: dict[str, Tensor] = {}
         for name, _, _ in _VGG_LAYERS:
             if name in _POOL_BEFORE:
@@ -128,7 +129,7 @@ class CompactKeys(nn.Module):
 
     def forward(self, blurred: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """[N, 3, 2*Hk, 2*Wk] -> keys at 1/1 .. 1/8 of Hk x Wk, normalised per position, and finer keys at twice it."""
-        x = F.leaky_relu(self.conv1(blurred - 0.5), 0.1)
+        x = F.leaky_relu(self.conv1(as_features(blurred - 0.5, self.conv1)), 0.1)
         # Not normalised: where there is little to see, distances are small and say little.
         fine = self.conv_fine(x) if self.conv_fine is not None else None
         levels = [self.conv3(F.leaky_relu(self.conv2(x), 0.1))]
@@ -159,8 +160,8 @@ class CompactValues(nn.Module):
     def forward(self, ref: Tensor, blurred: Tensor, key: Tensor, fine: Tensor | None) -> tuple[Tensor, ...]:
         """[N, 3, 4*Hk, 4*Wk], blurred [N, 3, 2*Hk, 2*Wk], its keys -> values."""
         high = ref - F.interpolate(blurred, size=ref.shape[2:], mode="bilinear")
-        learned = F.leaky_relu(self.conv4b(F.leaky_relu(self.conv4a(ref - 0.5), 0.1)), 0.1)
-        v4 = torch.cat((learned, high), 1)
+        learned = F.leaky_relu(self.conv4b(F.leaky_relu(self.conv4a(as_features(ref - 0.5, self.conv4a)), 0.1)), 0.1)
+        v4 = torch.cat((learned, as_features(high, self.conv4a)), 1)
         v2 = F.leaky_relu(self.conv2(v4), 0.1)
         v1 = F.leaky_relu(self.conv1(v2), 0.1)
         if fine is None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import AMSAConfig
+from ..errors import AmsaError
 from ..stages import LR_MULTIPLE, REF_MULTIPLE, SCALE
 from .features import CompactKeys, CompactValues, VGGKeys, VGGValues
 from .layers import conv3
@@ -85,6 +86,23 @@ class AMSA(nn.Module):
         self.match = Matcher(config)
         self.restore = Restoration(config)
         self.finish = Finish(config)
+
+    @property
+    def precision(self) -> str:
+        """Of features and convolutions: "fp32", or "fp16" after `to_fp16`."""
+        return "fp16" if self.finish.conv1.weight.dtype == torch.float16 else "fp32"
+
+    def to_fp16(self) -> AMSA:
+        """Convolutions and features in float16, for inference; pictures, scores, positions, norms and softmax stay float32.
+
+        The model itself is changed and returned. AmsaError where a weight is too large for float16.
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv2d):
+                module.half()
+                if not all(p.isfinite().all() for p in module.parameters()):
+                    raise AmsaError(f"{name}: a weight is too large for float16; export this model as fp32")
+        return self
 
     def reset_parameters(self, seed: int) -> None:
         """Untrained weights from a seed.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..config import AMSAConfig
 from ..stages import VALUE_SCALES
-from .layers import conv3, lrelu
+from .layers import as_features, conv3, lrelu
 
 # What makes squared distances of keys about as large as the features they stand beside.
 _GAIN = 10.0
@@ -51,6 +51,9 @@ class RefinedAggregation(nn.Module):
 
     At the first scale the first sampling reads the nine proposals; at the others the 3x3 pixels around the place that was
     found before. Where the values' last channels are keys, comparing them with the LR side's tells which is right.
+
+    In a float16 model distances, votes and places stay float32: a place is as large as the picture. What DeformableSample
+    gets is the offset from a match again.
     """
 
     def __init__(self, config: AMSAConfig, index: int) -> None:
@@ -94,13 +97,13 @@ class RefinedAggregation(nn.Module):
         else:
             offsets = place.repeat(1, 9, 1, 1) + back
         open_masks = x.new_zeros(1, 1, 1, 1).expand(x.shape[0], 9, x.shape[2], x.shape[3])  # every mask is one half
-        samples = sample(value, match, torch.cat((offsets, open_masks), 1), scale=s, groups=1)
+        samples = sample(value, match, torch.cat((as_features(offsets, self.warp), open_masks), 1), scale=s, groups=1)
         evidence = [x, self.warp(samples)]  # Y' (Eq. 6)
         guess = logits = None
         if query is not None:
             assert self.softness is not None
             keys = 2 * torch.unflatten(samples, 1, (9, self.value_channels))[:, :, -self.compared :]
-            distance = _GAIN * (keys - query[:, None]).square().sum(2)
+            distance = _GAIN * (keys.float() - query[:, None].float()).square().sum(2)
             mean = distance.mean(1, keepdim=True)
             evidence += [distance - mean, mean]
             if place is None:
@@ -111,20 +114,21 @@ class RefinedAggregation(nn.Module):
                 around = F.avg_pool2d(distance, _WINDOW, 1, _WINDOW // 2)
                 guess = F.conv2d((-around * self.softness.exp()).softmax(1), self.get_buffer("taps"))
                 evidence.append(guess)
-        features = lrelu(self.offset_conv2(lrelu(self.offset_conv1(torch.cat(evidence, 1)))))
+        seen = torch.cat([as_features(e, self.warp) for e in evidence], 1)
+        features = lrelu(self.offset_conv2(lrelu(self.offset_conv1(seen))))
         if place is None:
             assert self.flow_vote is not None
             assert logits is not None
-            votes = (logits + self.flow_vote(features)).softmax(1)
+            votes = (logits + self.flow_vote(features).float()).softmax(1)
             apart = proposals - proposals[:, 8:10].repeat(1, 9, 1, 1)
             apart = apart * (apart.abs() < 2.0)
             apart = torch.unflatten(apart, 1, (9, 2))
             place = proposals[:, 8:10] + (apart * votes[:, :, None]).sum(1)
         elif guess is not None:
             place = place + guess
-        place = place + self.flow(features)
+        place = place + self.flow(features).float()
         offsets, masks = self.offset_mask(features).split((18 * self.groups, 9 * self.groups), 1)  # Delta P (Eq. 7)
-        offsets = offsets + (place.repeat(1, 9, 1, 1) + back).repeat(1, self.groups, 1, 1)
+        offsets = offsets.float() + (place.repeat(1, 9, 1, 1) + back).repeat(1, self.groups, 1, 1)
         # Y (Eq. 8)
-        samples = sample(value, match, torch.cat((offsets, masks), 1), scale=s, groups=self.groups)
+        samples = sample(value, match, torch.cat((as_features(offsets, self.warp), masks), 1), scale=s, groups=self.groups)
         return lrelu(self.aggregate(samples)), place

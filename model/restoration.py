@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..config import AMSAConfig
 from ..stages import VALUE_SCALES
-from .layers import conv3, lrelu
+from .layers import as_features, conv3, lrelu
 from .refinement import RefinedAggregation, displacements
 from .resample import upscale_bicubic, upscale_bilinear, upscale_nearest
 
@@ -36,7 +36,7 @@ class ContentExtractor(nn.Module):
         self.body = trunk(channels, blocks)
 
     def forward(self, lr: Tensor) -> Tensor:
-        content: Tensor = self.body(lrelu(self.conv_first(lr)))
+        content: Tensor = self.body(lrelu(self.conv_first(as_features(lr, self.conv_first))))
         return content
 
 
@@ -143,7 +143,7 @@ class Restoration(nn.Module):
             accumulator: [N, channels, 4h, 4w].
         """
         x, _ = self.tower(content, match, values, warp_masks)
-        return accumulator + x * upscale_nearest(weight)
+        return accumulator + x * as_features(upscale_nearest(weight), self.scales[0].get_submodule("head"))
 
 
 class Finish(nn.Module):
@@ -158,5 +158,5 @@ class Finish(nn.Module):
     def forward(self, accumulator: Tensor, lr: Tensor) -> Tensor:
         """[N, channels, 4h, 4w] and [N, 3, h, w] -> [N, 3, 4h, 4w], not clamped."""
         base = upscale_bicubic(lr) if self.bicubic else upscale_bilinear(lr)
-        sr: Tensor = self.conv2(lrelu(self.conv1(accumulator))) + base
+        sr: Tensor = self.conv2(lrelu(self.conv1(accumulator))).to(base.dtype) + base
         return sr

@@ -80,4 +80,4 @@ _MODULES = {
 
 def stage_modules(model: AMSA) -> list[tuple[Stage, nn.Module]]:
     """Every stage with its module, in evaluation mode; the weights are shared with `model`."""
-    return [(stage, _MODULES[stage.name](model).eval()) for stage in model.config.stages()]
+    return [(stage, _MODULES[stage.name](model).eval()) for stage in model.config.stages(model.precision)]

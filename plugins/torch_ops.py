@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from . import DEFORMABLE_SAMPLE, OPS, PATCH_MATCH
-from .cpu_library import available
-from .deformable_sample import cpu
+from .cpu_tensors import available
+from .deformable_sample import cpu as sample_cpu
 from .deformable_sample.gradient import differentiable_sample
 from .deformable_sample.reference import deformable_sample
-from .patch_match.cpu import search as steps_on_cpu
-from .patch_match.reference import patch_match, relevance_of, search
+from .patch_match import cpu as match_cpu
+from .patch_match.reference import patch_match, relevance_of
 from .spec import OpSpec
 
 _DTYPES = {"float32": torch.float32, "int32": torch.int32}
@@ -42,8 +42,10 @@ def _empty_outputs(op: OpSpec, *tensors: Tensor, **attributes: Any) -> tuple[Ten
 
 def _patch_match(*tensors: Tensor, **attributes: Any) -> tuple[Tensor, ...]:
     _empty_outputs(PATCH_MATCH, *(t.to("meta") for t in tensors), **attributes)
+    if available(*tensors):
+        return match_cpu.patch_match(*tensors, **attributes)
     with torch.no_grad():
-        return patch_match(*tensors, **attributes, run=steps_on_cpu if available(*tensors) else search)
+        return patch_match(*tensors, **attributes)
 
 
 def _patch_match_setup(
@@ -67,7 +69,7 @@ def _patch_match_backward(ctx: Any, _: Any, grad: Tensor) -> tuple[Tensor | None
 def _deformable_sample(*tensors: Tensor, **attributes: Any) -> Tensor:
     _empty_outputs(DEFORMABLE_SAMPLE, *(t.to("meta") for t in tensors), **attributes)
     if available(*tensors):
-        return cpu.deformable_sample(*tensors, **attributes)
+        return sample_cpu.deformable_sample(*tensors, **attributes)
     with torch.no_grad():
         return deformable_sample(*tensors, **attributes).contiguous(memory_format=torch.channels_last)
 
@@ -88,7 +90,7 @@ def _deformable_sample_gradients(
 ) -> tuple[Tensor, Tensor]:
     """An op of its own, so that tracing sees shapes and not the kernel."""
     if available(value, match, offset_mask, grad):
-        return cpu.deformable_sample_backward(value, match, offset_mask, grad, scale=scale, groups=groups)
+        return sample_cpu.deformable_sample_backward(value, match, offset_mask, grad, scale=scale, groups=groups)
     with torch.enable_grad():
         value, offset_mask = value.detach().requires_grad_(), offset_mask.detach().requires_grad_()
         samples = differentiable_sample(value, match, offset_mask, scale=scale, groups=groups)

@@ -1,51 +1,57 @@
-"""PatchMatch's steps through the C++ kernel, on torch tensors."""
+"""PatchMatch through the C++ kernel, on torch tensors."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..cpu_library import cpu_library, pointer
-from .reference import Patches
-from .schedule import Step
+from ..cpu_tensors import channels_last, dense, pointer, run, shape
 
 
-class _Grid(ctypes.Structure):
-    """`Grid` of cpu.cpp."""
+class _Call(ctypes.Structure):
+    """`AmsaPatchMatch` of cpu.hpp."""
 
     _fields_ = [
-        (name, ctypes.c_int) for name in ("height", "width", "channels", "query_pitch", "ref_pitch", "count_y", "count_x", "wrap")
+        *((name, ctypes.c_int64 * rank) for name, rank in (("query_shape", 4), ("ref_shape", 4), ("valid_shape", 2))),
+        ("init_shape", ctypes.c_int64 * 4),
+        *((name, ctypes.c_int64) for name in ("iterations", "level", "pad", "init_scale")),
+        *((name, ctypes.c_char_p) for name in ("schedule", "arithmetic")),
+        *((name, ctypes.c_int32) for name in ("half", "query_channels_last", "ref_channels_last", "threads")),
+        *((name, ctypes.c_void_p) for name in ("query", "ref", "valid", "init", "match", "relevance", "evaluations")),
     ]
 
 
-class _Step(ctypes.Structure):
-    """`Step` of cpu.cpp."""
-
-    _fields_ = [(name, ctypes.c_int) for name in ("lr", "dilation", "jitter", "shifted")]
-
-
-def search(patches: Patches, y: Tensor, x: Tensor, path: Sequence[Step], wrap: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """As `reference.search`, for a batch of one."""
-    library = cpu_library()
-    assert library is not None, "ask `available` first"
-    query = patches.query[0].contiguous()
-    match = torch.stack((y[0], x[0]), -1).int().contiguous()
-    score = torch.empty(y.shape, dtype=torch.float32)
-    count_y, count_x = patches.count[0].tolist()
-    grid = _Grid(*y.shape[1:], query.shape[2], query.shape[1], patches.pitch, count_y, count_x, wrap)
-    steps = (_Step * len(path))(*(_Step(s.lr, s.dilation, s.jitter, s.shifted) for s in path))
-    library.amsa_patch_match(
-        ctypes.byref(grid),
-        steps,
-        len(path),
-        pointer(query),
-        pointer(patches.table),
-        pointer(patches.inverse_norm),
-        pointer(match),
-        pointer(score),
-        torch.get_num_threads(),
+def patch_match(
+    query: Tensor,
+    ref: Tensor,
+    valid: Tensor,
+    init: Tensor,
+    *,
+    iterations: int,
+    schedule: str,
+    level: int,
+    pad: int,
+    init_scale: int,
+    arithmetic: str = "float",
+    evaluations: list[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """PatchMatch as declared in `spec.py`. The number of scores that were computed is appended to `evaluations`."""
+    query, ref, valid, init = dense(query), dense(ref), valid.contiguous(), init.contiguous()
+    size = ref.shape[0], query.shape[2] - 2 + 2 * pad, query.shape[3] - 2 + 2 * pad
+    match = torch.empty((size[0], 2, *size[1:]), dtype=torch.int32)
+    relevance = torch.empty((size[0], 1, *size[1:]))
+    count = ctypes.c_int64()
+    call = _Call(
+        *map(shape, (query, ref, valid, init)),
+        *(iterations, level, pad, init_scale),
+        *(schedule.encode(), arithmetic.encode()),
+        *(query.dtype == torch.float16, channels_last(query), channels_last(ref), torch.get_num_threads()),
+        *map(pointer, (query, ref, valid, init, match, relevance)),
+        ctypes.addressof(count),
     )
-    return match[None, ..., 0].long(), match[None, ..., 1].long(), score
+    run("amsa_patch_match", ctypes.byref(call))
+    if evaluations is not None:
+        evaluations.append(count.value)
+    return match, relevance

@@ -35,7 +35,7 @@ from .scenes import find_window, grid_crops
 
 Image8 = NDArray[np.uint8]
 
-_CROP, _STEP, _WINDOW = 320, 213, 384
+_CROP, _STEP, _WINDOW = 320, 200, 384
 _SYNTHETIC_CROP, _SYNTHETIC_REF = 192, 256
 
 _RELEVANT = Setting("relevant")
