@@ -83,6 +83,10 @@ struct Pass {
   const Neighbours& rows;
   const Neighbours& cols;
   Memory* memory;  // or null
+  // Of each position, a bit for each dilation: a Ref propagation with it has left the match as it is. It would again, so it is
+  // not taken. Null where a step's candidates change from one iteration to the next.
+  uint32_t* settled;
+  uint32_t bit;  // of this step
 };
 
 template <class T, class Dots>
@@ -97,6 +101,12 @@ int64_t take_step(const Pass<T>& pass, const Dots dots_of_patches, const Matches
     for (int c = 0; c < g.width; ++c) {
       const long here = long(r) * g.width + c;
       const int own_y = before.at[2 * here], own_x = before.at[2 * here + 1];
+      if (!step.lr && pass.settled != nullptr && (pass.settled[here] & pass.bit) != 0) {
+        after.at[2 * here] = own_y;
+        after.at[2 * here + 1] = own_x;
+        after.score[here] = before.score[here];
+        continue;
+      }
       const uint32_t own = uint32_t(own_y) * uint32_t(g.count_x) + uint32_t(own_x);
       int ys[kCandidates], xs[kCandidates];
       uint32_t keys[kCandidates];
@@ -155,6 +165,12 @@ int64_t take_step(const Pass<T>& pass, const Dots dots_of_patches, const Matches
       after.at[2 * here] = ys[best];
       after.at[2 * here + 1] = xs[best];
       after.score[here] = scores[best];
+      if (pass.settled != nullptr) {
+        if (keys[best] != own)
+          pass.settled[here] = 0;
+        else if (!step.lr)
+          pass.settled[here] |= pass.bit;
+      }
     }
   return evaluations;
 }
@@ -170,11 +186,14 @@ int64_t propagate(const Grid& grid, const Tables<T>& tables, const std::vector<S
   Matches before{match, score}, after{other_match.get(), other_score.get()};
   std::unique_ptr<Memory> memory;
   if (long(grid.channels) * long(sizeof(T)) >= kMemorable) memory = std::make_unique<Memory>(positions);
+  std::vector<uint32_t> settled(wrap ? 0 : positions);  // with `wrap` there is a jitter
   const int strips = (grid.height + kRows - 1) / kRows;
   std::atomic<int64_t> evaluations{0};
   for (const Step& step : path) {
     const Neighbours rows(grid.height, step.dilation), cols(grid.width, step.dilation);
-    const Pass<T> pass{grid, tables, step, wrap, &step == &path.front(), rows, cols, memory.get()};
+    const uint32_t bit = uint32_t(step.dilation);  // a power of two
+    const bool first = &step == &path.front();
+    const Pass<T> pass{grid, tables, step, wrap, first, rows, cols, memory.get(), wrap ? nullptr : settled.data(), bit};
     team.run(strips, [&](int i) {
       evaluations += take_step(pass, dots_of(T()), before, after, i * kRows, std::min((i + 1) * kRows, grid.height));
     });
