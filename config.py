@@ -155,9 +155,12 @@ class AMSAConfig:
             groups=1,
             refine=8,
             schedule="fast",
-            iterations=(1, 1, 1, 2),
+            # Few at the finer levels: smooth fields restore better. Castle crops: (1, 1, 1, 2) 2.96 dB over bicubic,
+            # (8, 2, 1, 2) 3.08, (8, 1, 1, 1) 3.16.
+            iterations=(8, 1, 1, 1),
             cosine=True,
             base="bicubic",
+            arithmetic="int8",
             sharpness=40.0,  # at 10 the five scales of a good reference blur each other: 0.08 dB on six castle crops
         )
 
