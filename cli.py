@@ -176,6 +176,64 @@ def export(
 
 
 @app.command()
+def build(
+    model: Annotated[Path, typer.Argument(help="Exported model folder or .amsa file.")],
+    target: Annotated[
+        list[str], typer.Option("--target", help="sm75 (RTX 20), sm80, sm86, sm89, sm120, sm121, or native; may be repeated.")
+    ],
+    runtime: Annotated[
+        str, typer.Option("--runtime", help="rtx: TensorRT-RTX, builds with no GPU; tensorrt: classic, for this machine's GPU.")
+    ] = "rtx",
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="fp32 or fp16, to insist on; a model is what it was exported as.")
+    ] = None,
+    shapes: Annotated[
+        str | None,
+        typer.Option("--shapes", help="Smallest/usual/largest LR picture, multiples of 8; default: 16x16/128x128/512x512."),
+    ] = None,
+    ref_shapes: Annotated[
+        str | None,
+        typer.Option("--ref-shapes", help="The same of a reference's matching grid (photo / 4); default: 8x8/128x128/512x512."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for a folder of engines per target; default: MODEL.engines.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Build TensorRT engines of a model, and check that each is what was asked for. Those up to date are left alone."""
+    from .engine.engine_shapes import LR_SIZES, REF_SIZES
+    from .engine.tensorrt_build import build_engines
+
+    with _progress(as_json) as progress:
+        built = build_engines(
+            model,
+            target,
+            runtime=runtime,
+            precision=precision,
+            lr_sizes=shapes or LR_SIZES,
+            ref_sizes=ref_shapes or REF_SIZES,
+            output=output,
+            progress=progress,
+        )
+    if as_json:
+        _print_json({"engines": [engine.as_dict() for engine in built]})
+        return
+    headings = ("stage", "layers", "plugins", "engine MB", "scratch MB", "build s", "")
+    for folder in dict.fromkeys(engine.path.parent for engine in built):
+        table = Table(*headings, title=str(folder), title_justify="left", pad_edge=False)
+        for engine in built:
+            if engine.path.parent == folder:
+                s = engine.sidecar
+                megabytes = f"{s.size / 1e6:.2f}", f"{s.scratch / 1e6:.0f}"
+                state = "built" if engine.reason else "up to date"
+                table.add_row(s.key.stage, str(s.layers), str(s.plugins), *megabytes, f"{s.seconds:.1f}", state)
+        out.print(table)
+    for engine in built:
+        if engine.reason:
+            out.print(f"{engine.path}: {engine.reason}")
+
+
+@app.command()
 def convert(
     files: Annotated[list[Path], typer.Argument(help="The published .pth files, in any order; or a checkpoint.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint to write (.safetensors).")],
@@ -199,13 +257,13 @@ def convert(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Model folder, .amsa file or checkpoint.")],
+    path: Annotated[Path, typer.Argument(help="Model folder, .amsa file, checkpoint, engine, or folder of engines.")],
     as_json: AsJson = False,
 ) -> None:
-    """Say what a model contains and what it needs."""
-    from .engine.inspection import inspect_model
+    """Say what a model or an engine contains and what it needs."""
+    from .engine.inspection import inspect_path
 
-    report = inspect_model(path)
+    report = inspect_path(path)
     if as_json:
         _print_json(report.as_dict())
         return

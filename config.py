@@ -8,7 +8,7 @@ from typing import Any
 
 from .errors import AmsaError
 from .plugins.patch_match.spec import ARITHMETICS, PROPAGATIONS
-from .stages import REF_MIN, SCALE, Stage, stages
+from .stages import REF_MIN, SCALE, VALUE_SCALES, Stage, stages
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,14 @@ class AMSAConfig:
         """F, and with `refine` what the values are compared with: keys, and finer keys (2x2 positions in one)."""
         k1, k2, _ = self.compared_channels
         return self.channels[0] + k1 + 4 * k2
+
+    @property
+    def halo(self) -> int:
+        """How far a restored pixel sees, in LR pixels: a tile with this halo equals that part of the whole picture.
+
+        At each scale the trunk's two convolutions per block and eight more (masks, offsets, flow, head, up); then the last two.
+        """
+        return sum(-(-(2 * blocks + 8) // scale) for blocks, scale in zip(self.blocks[1:], VALUE_SCALES, strict=True)) + 2
 
     def stages(self, precision: str = "fp32") -> tuple[Stage, ...]:
         """The graphs of this network, with features of that precision (`stages.PRECISIONS`)."""

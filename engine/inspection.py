@@ -1,4 +1,4 @@
-"""What a model folder or checkpoint contains and needs, as data."""
+"""What a model folder, checkpoint or TensorRT engine contains and needs, as data."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any
 
 from ..config import AMSAConfig
 from ..errors import AmsaError
-from ..manifest import ModelFolder
+from ..manifest import FILE_NAME, ModelFolder
 from ..plugins import DOMAIN, OPS
 from ..stages import LR_MIN, REF_MIN, SCALE
+from .engine_cache import SUFFIX, load_engine, plugins_hash, read_sidecar
+from .plan_facts import read_plan
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,16 @@ class Report:
         return asdict(self)
 
 
+def inspect_path(path: str | Path) -> Report:
+    """Describe a model as `inspect_model` does, an engine file, or a folder of engines. AmsaError where it is none."""
+    path = Path(path)
+    if path.suffix == SUFFIX and not path.is_dir():
+        return _engines(path, [path])
+    if path.is_dir() and not (path / FILE_NAME).exists() and (files := sorted(path.glob(f"**/*{SUFFIX}"))):
+        return _engines(path, files)
+    return inspect_model(path)
+
+
 def inspect_model(path: str | Path) -> Report:
     """Describe a model folder, `.amsa` file or checkpoint, every hash checked. AmsaError where it is none."""
     path = Path(path)
@@ -59,6 +71,54 @@ def inspect_model(path: str | Path) -> Report:
     ]
     title = f"{path}: {manifest.config.variant}, {manifest.precision}, {state}; files as exported (hashes agree)"
     return Report(title, graphs, needs, manifest.config.to_dict())
+
+
+def _engines(path: Path, files: list[Path]) -> Report:
+    """Engines need no sidecar to be described: what one lacks or contradicts is said. A damaged engine is an error."""
+    graphs, needs = [], []
+    for file in files:
+        graph, lines = _engine(file, file.name if file == path else str(file.relative_to(path)))
+        graphs.append(graph)
+        needs += lines
+    what = "engine" if len(files) == 1 else f"{len(files)} engines"
+    return Report(f"{path}: {what} of TensorRT", graphs, needs, {})
+
+
+def _engine(file: Path, label: str) -> tuple[GraphReport, list[str]]:
+    try:
+        content = file.read_bytes()
+    except OSError as e:
+        raise AmsaError(f"{file}: cannot be read ({e.strerror})") from e
+    lines, sidecar = [], None
+    try:
+        sidecar = read_sidecar(file)
+        k = sidecar.key
+        machine = f" on {k.machine}" if k.machine else ""
+        sizes = ", ".join(f"{word} {'/'.join(map(str, triple))}" for word, triple in k.profile.items())
+        by = f"by {k.runtime} for {k.target}{machine}, in {sidecar.seconds} s"
+        lines.append(f"{label}: {k.stage}, {k.precision}, {by}; sizes {sizes}")
+        lines.append(f"{label}: ONNX {k.onnx[:16]}, plugin sources {k.plugins[:16]}")
+        load_engine(file)
+        lines.append(f"{label}: as built (checksum agrees)")
+        if k.plugins != plugins_hash():
+            lines.append(f"{label}: its plugins are of another version of amsa; build it again with `amsa build`")
+    except AmsaError as e:
+        lines.append(str(e))
+    if sidecar is not None and not sidecar.key.runtime.startswith("tensorrt_rtx"):
+        figures = f"{sidecar.layers} layers, {sidecar.plugins} plugins, scratch {sidecar.scratch / 1e6:.0f} MB (from its sidecar)"
+        return GraphReport(label.removesuffix(SUFFIX), len(content), figures), lines
+    facts = read_plan(content, file)
+    convolutions = " + ".join(f"{n} of {dtype}" for dtype, n in sorted(facts.convolutions.items())) or "none"
+    figures = (
+        f"{' '.join(facts.targets)}, {facts.layers} layers, {len(facts.plugins)} plugins, convolutions: {convolutions}, "
+        f"scratch {facts.scratch / 1e6:.0f} MB"
+    )
+    sizes = ", ".join(f"{low}..{high}" for low, high in sorted(facts.bounds)) or "fixed"
+    lines.append(f"{label}: plan of TensorRT-RTX {facts.version}; sizes of its dimensions {sizes}")
+    for plugin in facts.plugins:
+        tensors = [f"{name} {facts.tensors.get(name, '?')}{' HWC' * (name in facts.channels_last)}" for name in plugin.inputs]
+        lines.append(f"{label}: plugin {plugin.name} takes {', '.join(tensors)}; {len(plugin.transposed)} transposes around it")
+    return GraphReport(label.removesuffix(SUFFIX), len(content), figures), lines
 
 
 def _picture_needs(config: AMSAConfig) -> list[str]:

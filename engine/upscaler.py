@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import AmsaError
-from ..stages import LR_MIN, REF_MIN, SCALE, VALUE_SCALES
+from ..stages import LR_MIN, REF_MIN, SCALE
 from .backends import Arrays, open_backend
 from .images import Photo, from_array, require_size, resize_bicubic, to_array
 from .references import EncodedReference, EncodedScale, common_canvas, prepare_lr, prepare_scales
@@ -70,9 +70,6 @@ class Upscaler:
             raise AmsaError(f"unknown matching {matching!r}; choose one of {', '.join(MATCHINGS)}")
         self.tile = tile
         self.matching = matching
-        # How far a restored pixel sees, in LR pixels: at each scale the trunk's two convolutions per block and eight more
-        # (masks, offsets, flow, head, up); then the last two. A tile with this halo equals that part of the whole picture.
-        self._halo = sum(-(-(2 * b + 8) // s) for b, s in zip(self.config.blocks[1:], VALUE_SCALES, strict=True)) + 2
 
     @property
     def backend(self) -> str:
@@ -222,7 +219,7 @@ class Upscaler:
     ) -> None:
         """Restore and finish one tile, with its halo, from every reference; write the tile itself into `sr`."""
         rows, cols = (
-            slice(max(0, part.start - self._halo), min(whole, part.stop + self._halo))
+            slice(max(0, part.start - self.config.halo), min(whole, part.stop + self.config.halo))
             for part, whole in zip(tile, sr.shape[:2] // np.array(SCALE), strict=True)
         )
         part_of_content = content[:, :, rows, cols]

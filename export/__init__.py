@@ -1,4 +1,4 @@
-"""PyTorch to ONNX: the five graphs, one composed graph, and the check that they compute the same."""
+"""PyTorch to ONNX: the graphs, one composed graph, and the check that they compute the same."""
 
 from .check import StageParity, check_parity
 from .folder import check_target, export_folder, load_network

@@ -36,7 +36,7 @@ def load_network(source: str, seed: int = 0, precision: str = "fp32") -> tuple[A
 
 
 def export_folder(model: AMSA, trained: bool, path: str | Path, say: Say = lambda _: None) -> Manifest:
-    """Export the five graphs and the manifest into a new or empty folder, or into a `.amsa` zip.
+    """Export the graphs and the manifest into a new or empty folder, or into a `.amsa` zip.
 
     Everything is written beside and then renamed: a failed export leaves nothing, a finished one is whole.
 
@@ -64,7 +64,7 @@ def export_folder(model: AMSA, trained: bool, path: str | Path, say: Say = lambd
 def check_target(path: Path) -> None:
     """AmsaError unless `path` can become an export: absent, an empty folder, or an earlier export."""
     if path.suffix == ".onnx":
-        raise AmsaError(f"{path}: five graphs go into a folder; for one .onnx file add --single-file N")
+        raise AmsaError(f"{path}: several graphs go into a folder; for one .onnx file add --single-file N")
     if not path.parent.is_dir():
         raise AmsaError(f"{path.parent}: no such folder; create it first")
     if not os.access(path.parent, os.W_OK):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from .deformable_sample.plan import SampleParams, deformable_sample_plan
 from .launch import Launch
@@ -80,7 +81,7 @@ def workloads() -> list[tuple[str, Callable[[], Iterator[Work]]]]:
     return [
         (
             f"small model's ops, LR {width}x{height}, one reference, {arithmetic}",
-            lambda a=(height, width, arithmetic): small_model_work(*a),
+            partial(small_model_work, height, width, arithmetic),
         )
         for width, height in ((480, 320), (1280, 720))
         for arithmetic in ("float", "int8")

@@ -337,7 +337,7 @@ def test_the_halo_is_as_far_as_a_pixel_sees(tmp_path: Path, name: str) -> None:
     """Everything beyond the halo is NaN, which no convolution forgives: the tile must not have seen it."""
     config = HALO_CONFIGS[name]
     upscaler = Upscaler(checkpoint(tmp_path, config))
-    halo, width = upscaler._halo, 16
+    halo, width = upscaler.config.halo, 16
     tile, height = slice(halo + 4, halo + 8), 2 * halo + 12
     rng = np.random.default_rng(0)
 

@@ -33,11 +33,11 @@ from amsa.plugins import DOMAIN, OPSET
 
 Exported = Callable[[str], tuple[AMSA, Path, Path]]
 Picture = Callable[..., NDArray[np.uint8]]
-STAGES = ["encode_ref", "encode_lr", "match", "restore", "finish"]
+STAGES = ["encode_ref", "encode_lr", "match", "match_exact", "restore", "finish"]
 
 
 @pytest.mark.parametrize("name", ["small", "reduced"])
-def test_the_folder_holds_five_checked_graphs(exported: Exported, name: str) -> None:
+def test_the_folder_holds_checked_graphs(exported: Exported, name: str) -> None:
     model, folder, _ = exported(name)
     assert {p.name for p in folder.iterdir()} == {"manifest.json", *(f"{s}.onnx" for s in STAGES)}
     opened = ModelFolder.open(folder)
@@ -52,7 +52,8 @@ def test_the_folder_holds_five_checked_graphs(exported: Exported, name: str) -> 
             dims = [[d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values]
             assert dims == [list(t.dims) for t in declared]
         ours = {n.op_type for n in graph.graph.node if n.domain == DOMAIN}
-        assert ours == {"match": {"PatchMatch"}, "restore": {"DeformableSample"}}.get(stage.name, set())
+        matching = {"match": {"PatchMatch"}, "match_exact": {"PatchMatch"}}
+        assert ours == {**matching, "restore": {"DeformableSample"}}.get(stage.name, set())
         assert {f.name for f in graph.functions} == ours
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...engine.images import Photo, read_photo, to_array, write_photo
+from ...engine.images import Photo, read_photo, resize_bicubic, to_array, write_photo
 from ...engine.metrics import side_by_side
 from ...engine.upscaler import Upscaler
 from ...errors import AmsaError
@@ -174,7 +174,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
 
 def picture(test: TestSet, setting: Setting, results: Sequence[Result], pictures: Path, output: Path) -> None:
-    """The best, the middle and the worst case of a set side by side: LR, bicubic, ours, reference, truth."""
+    """The best, the middle and the worst case of a set side by side: LR, bicubic, ours, reference (at the truth's size), truth."""
     order = sorted(range(len(results)), key=lambda i: results[i].gain)
     rows = []
     for i in (order[-1], order[len(order) // 2], order[0]):
@@ -185,7 +185,8 @@ def picture(test: TestSet, setting: Setting, results: Sequence[Result], pictures
         lr, bicubic = shrink(truth)
         ours = read_photo(pictures / test.name / setting.label / f"{case.name}.png")
         panels = [("LR", lr), ("bicubic", bicubic), (f"ours {result.gain:+.2f} dB", ours)]
-        panels += [("reference", read_photo(case.refs[setting.first])), ("truth", truth)]
+        ref = resize_bicubic(read_photo(case.refs[setting.first]).rgb, truth.height, truth.width)
+        panels += [("reference", Photo(ref.clip(0, 1))), ("truth", truth)]
         rows.append(side_by_side([(label, photo.rgb) for label, photo in panels]))
     width = max(row.shape[1] for row in rows)
     padded = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=1) for row in rows]

@@ -1,0 +1,459 @@
+"""`amsa build` with TensorRT-RTX and no GPU: real engines for SM 7.5, and every way to get another than asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnx
+import pytest
+
+from amsa import AmsaError, cli
+from amsa.config import VARIANTS
+from amsa.engine import tensorrt_build, tensorrt_module
+from amsa.engine.backends import SHIPPED_MODEL
+from amsa.engine.engine_cache import read_sidecar
+from amsa.engine.engine_shapes import bounds, dimensions, make_profile, parse_sizes
+from amsa.engine.inspection import inspect_path
+from amsa.engine.plan_facts import PlanFacts, check_plan, read_plan
+from amsa.engine.tensorrt_build import BuiltEngine, build_engines
+from amsa.manifest import FILE_NAME, GraphFile
+from amsa.plugins import DOMAIN, VERSION
+from amsa.plugins import tensorrt as our_plugins
+
+if find_spec("tensorrt_rtx") is None:
+    pytest.skip("tensorrt_rtx is not installed: pip install 'amsa[rtx]'", allow_module_level=True)
+
+trt = tensorrt_module.import_tensorrt("rtx")
+STAGES = ("encode_ref", "encode_lr", "match", "restore", "finish")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> list[BuiltEngine]:
+    """The shipped model's engines for SM 7.5, beside a copy of it."""
+    model = Path(shutil.copytree(SHIPPED_MODEL, tmp_path_factory.mktemp("models") / "small"))
+    return build_engines(model, ["sm75"])
+
+
+@pytest.fixture
+def place(built: list[BuiltEngine], tmp_path: Path) -> Path:
+    """A folder with `small` and `small.engines`, to change things in."""
+    return Path(shutil.copytree(built[0].path.parents[2], tmp_path / "place"))
+
+
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Build no stage but this."""
+
+    def choose(stage: str) -> None:
+        monkeypatch.setattr(tensorrt_build, "_WITHOUT_KERNEL", ("match_exact", *(s for s in STAGES if s != stage)))
+
+    return choose
+
+
+class Changed:
+    """The module tensorrt_rtx with some attributes of ours."""
+
+    def __init__(self, **attributes: Any) -> None:
+        self.__dict__.update(attributes)
+        self.__name__ = "tensorrt_rtx"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(trt, name)
+
+
+def facts(engine: BuiltEngine) -> PlanFacts:
+    return read_plan(engine.path.read_bytes(), engine.path)
+
+
+def change_graph(model: Path, stage: str, change: Callable[[onnx.ModelProto], None]) -> None:
+    graph = onnx.load(str(model / f"{stage}.onnx"))
+    change(graph)
+    file = GraphFile.of(f"{stage}.onnx", graph.SerializeToString())
+    (model / file.file).write_bytes(graph.SerializeToString())
+    values = json.loads((model / FILE_NAME).read_text())
+    values["graphs"][stage] = {"file": file.file, "size": file.size, "sha256": file.sha256}
+    (model / FILE_NAME).write_text(json.dumps(values))
+
+
+# ------------------------------------------------------------------------------------------------ what is built
+
+
+def test_one_engine_per_graph_with_the_plugins_of_its_nodes(built: list[BuiltEngine]) -> None:
+    assert [e.path.name for e in built] == [f"{stage}.engine" for stage in STAGES]
+    assert {e.path.parent.name for e in built} == {"rtx-sm75-fp32"}
+    assert {e.reason for e in built} == {"not built yet"}
+    for engine in built:
+        nodes = onnx.load(str(SHIPPED_MODEL / f"{engine.path.stem}.onnx")).graph.node
+        names = [node.name for node in nodes if node.domain == DOMAIN]
+        assert sorted(p.name for p in facts(engine).plugins) == sorted(names)
+        assert engine.sidecar.plugins == len(names)
+    assert [e.sidecar.plugins for e in built] == [0, 0, 4, 6, 0]
+
+
+def test_facts_of_the_plan(built: list[BuiltEngine]) -> None:
+    for engine in built:
+        found, sidecar = facts(engine), engine.sidecar
+        assert found.targets == ("sm75",)
+        assert f"tensorrt_rtx {found.version}" == sidecar.key.runtime
+        assert (found.layers, found.scratch) == (sidecar.layers, sidecar.scratch)
+        assert set(found.convolutions) <= {"float"}
+        assert "half" not in found.tensors.values()
+    by_stage = {e.path.stem: facts(e) for e in built}
+    assert by_stage["encode_lr"].bounds == {(16, 512)}
+    assert by_stage["encode_ref"].bounds == {(32, 2048)}
+    assert sum(by_stage["encode_lr"].convolutions.values()) > 10
+    for plugin in (*by_stage["match"].plugins, *by_stage["restore"].plugins):
+        assert plugin.transposed == ()
+
+
+def test_tiles_are_what_the_upscaler_cuts(built: list[BuiltEngine]) -> None:
+    """A part of a tile at the picture's edge is as small as one pixel with its halo."""
+    halo = VARIANTS["small"]().halo
+    restore = next(e for e in built if e.path.stem == "restore").sidecar.key.profile
+    assert restore["h"] == restore["w"] == (16, 128, 128 + 2 * halo)
+    stage = next(s for s in VARIANTS["small"]().stages() if s.name == "restore")
+    lr, ref = parse_sizes("64x64/64x128/96x128", "", 16), parse_sizes("8x8/8x8/8x8", "", 8)
+    profile = make_profile("restore", stage.inputs, lr, ref, halo)
+    assert profile == {"h": (1 + halo, 128, 128), "w": (1 + halo, 64, 96), "Hk": (8, 8, 8), "Wk": (8, 8, 8)}
+    match = next(t for t in stage.inputs if t.name == "match")
+    assert dimensions(match, profile)[2] == (1, 2, 130, 98)
+    assert bounds([match], profile) == {"h": {(3 + halo, 130)}, "w": {(3 + halo, 98)}}
+
+
+def test_up_to_date_engines_are_left_alone(built: list[BuiltEngine], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_build, "_build", lambda *_: pytest.fail("built again"))
+    again = build_engines(place / "small", ["sm75"])
+    assert [e.reason for e in again] == [None] * 5
+    assert [e.sidecar for e in again] == [e.sidecar for e in built]
+
+
+def test_a_changed_graph_is_built_again_and_no_other(place: Path) -> None:
+    change_graph(place / "small", "finish", lambda graph: graph.metadata_props.add(key="changed", value="yes"))
+    reasons = {e.path.stem: e.reason for e in build_engines(place / "small", ["sm75"])}
+    assert reasons == {**dict.fromkeys(STAGES), "finish": "built for another ONNX graph"}
+
+
+def test_other_sizes_and_a_damaged_engine_are_built_again(place: Path, only: Callable[[str], None]) -> None:
+    only("encode_lr")
+    (other,) = build_engines(place / "small", ["sm75"], lr_sizes="16x24/32x32/64x128")
+    assert str(other.reason).startswith("built for profile h 16/128/512")
+    assert facts(other).bounds == {(24, 128), (16, 64)}
+    other.path.write_bytes(other.path.read_bytes()[:-5])
+    (mended,) = build_engines(place / "small", ["sm75"], lr_sizes="16x24/32x32/64x128")
+    assert "checksum differs" in str(mended.reason)
+    assert read_sidecar(mended.path) == mended.sidecar
+
+
+def test_progress_and_interruption(place: Path, tmp_path: Path, only: Callable[[str], None]) -> None:
+    only("match")
+    told: list[tuple[int, int, str]] = []
+
+    def progress(done: int, total: int, what: str) -> None:
+        told.append((done, total, what))
+        if len(told) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engines(place / "small", ["sm75"], output=tmp_path / "out", progress=progress)
+    assert not list(tmp_path.glob("out/**/*.engine"))
+    assert told[0][:2] == (0, 1)
+    assert told[0][2].startswith("match for sm75: ")
+
+
+def test_a_process_of_its_own_needs_no_library_path(place: Path, tmp_path: Path) -> None:
+    """Nothing prepared: no LD_LIBRARY_PATH, an empty cache folder. The parser must find its library (else: abort)."""
+    for stage in ("match.engine", "match.json"):
+        (place / "small.engines" / "rtx-sm75-fp32" / stage).unlink()
+    environment = {k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"} | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "amsa", "build", str(place / "small"), "--target", "sm75", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    engines = json.loads(done.stdout)["engines"]
+    assert {e["key"]["stage"]: e["reason"] for e in engines} == {**dict.fromkeys(STAGES), "match": "not built yet"}
+
+
+def test_imported_too_early_is_an_error_and_no_abort() -> None:
+    libraries = find_spec("tensorrt_rtx_libs")
+    if libraries is None or (Path(str(libraries.origin)).parent / "libtensorrt_rtx.so").exists():
+        pytest.skip("libtensorrt_rtx.so is found anyway")
+    program = "import tensorrt_rtx\nfrom amsa.engine.tensorrt_module import import_tensorrt\nimport_tensorrt('rtx')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("amsa.errors.AmsaError: tensorrt_rtx was imported before amsa could prepare its libraries")
+    assert "ln -s libtensorrt_rtx.so.1 " in last
+
+
+# ------------------------------------------------------------------------------------------------ another engine than asked for
+
+
+def refused(model: Path, output: Path, **arguments: Any) -> str:
+    """Build what must be refused, and leave nothing."""
+    with pytest.raises(AmsaError) as caught:
+        build_engines(model, ["sm75"], output=output, **arguments)
+    assert not list(output.glob("**/*.engine"))
+    return str(caught.value)
+
+
+def test_forgotten_target(tmp_path: Path, only: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    only("finish")
+    sm80 = trt.ComputeCapability.SM80
+
+    class Capabilities:
+        __members__ = trt.ComputeCapability.__members__
+        SM75 = sm80
+
+    monkeypatch.setattr(tensorrt_build, "import_tensorrt", lambda _: Changed(ComputeCapability=Capabilities, __version__="1"))
+    message = refused(SHIPPED_MODEL, tmp_path)
+    assert message.startswith("finish: TensorRT-RTX 1.7")
+    assert message.endswith("built another engine than was asked for: built for sm80, not for sm75")
+
+
+def test_missing_plugin_layer(tmp_path: Path, only: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph has a node that did not become a plugin layer."""
+    only("match")
+    parse = tensorrt_build._parse
+    monkeypatch.setattr(tensorrt_build, "_parse", lambda *arguments: {**parse(*arguments), "lost": "PatchMatch"})
+    assert refused(SHIPPED_MODEL, tmp_path).endswith("4 plugin layers of 5: lost is missing")
+
+
+@pytest.fixture
+def linear_plugins() -> Iterator[None]:
+    """Plugins that take their features as NCHW."""
+    registry = trt.get_plugin_registry()
+
+    def register(module: Any) -> None:
+        for creator in [c for c in registry.all_creators if c.plugin_namespace == DOMAIN]:
+            registry.deregister_creator(creator)
+        our_plugins.load_plugins(module)
+
+    class Formats:
+        LINEAR = HWC = HWC8 = trt.TensorFormat.LINEAR
+
+    register(Changed(TensorFormat=Formats))
+    yield
+    register(trt)
+    assert registry.get_creator("PatchMatch", str(VERSION), DOMAIN) is not None
+
+
+@pytest.mark.usefixtures("linear_plugins")
+def test_linear_plugins_and_their_transposes(tmp_path: Path, only: Callable[[str], None]) -> None:
+    only("restore")
+    message = refused(SHIPPED_MODEL, tmp_path)
+    assert "value of node_deformable_sample is not channels-last" in message
+    assert "samples of node_deformable_sample is not channels-last" in message
+    assert "1 transposes around node_deformable_sample" in message
+
+
+def test_other_sizes_than_asked_for(tmp_path: Path, only: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    only("encode_lr")
+    monkeypatch.setattr(tensorrt_build, "dimensions", lambda *_: ((1, 3, 16, 16), (1, 3, 32, 32), (1, 3, 256, 256)))
+    assert refused(SHIPPED_MODEL, tmp_path).endswith("sizes 16..256, not 16..512")
+
+
+def test_convolutions_of_another_type(built: list[BuiltEngine]) -> None:
+    found = facts(next(e for e in built if e.path.stem == "encode_lr"))
+    layers = found.convolutions["float"]
+    every = {"h": frozenset({(16, 512)})}
+    wanted = tensorrt_build.Wanted("sm75", {}, {"float": layers}, every)
+    check_plan(found, wanted, "x")
+    check_plan(found, replace(wanted, convolutions={"float": layers + 1}), "x")  # two of one input may be fused
+    with pytest.raises(AmsaError, match=f"{layers} convolutions of float, not 0; 0 convolutions of half, not {layers}"):
+        check_plan(found, replace(wanted, convolutions={"half": layers}), "x")
+
+
+def test_plugin_features_of_another_type(built: list[BuiltEngine]) -> None:
+    found = facts(next(e for e in built if e.path.stem == "match"))
+    ops = {p.name: (our_plugins.PATCH_MATCH, "half") for p in found.plugins}
+    with pytest.raises(AmsaError, match=r"query of node_patch_match_.* is float, not half"):
+        check_plan(found, tensorrt_build.Wanted("sm75", ops, {}, {"h": found.bounds}), "x")
+
+
+def test_what_a_plugin_raises_reaches_the_user(
+    tmp_path: Path, only: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only("restore")
+
+    def wrong(*_: object) -> int:
+        raise ValueError("no scratch\nmemory")
+
+    kernels = our_plugins._KERNELS["DeformableSample"]
+    monkeypatch.setitem(our_plugins._KERNELS, "DeformableSample", replace(kernels, scratch=wrong))
+    registry = trt.get_plugin_registry()
+    registry.deregister_creator(registry.get_creator("DeformableSample", str(VERSION), DOMAIN))
+    our_plugins.load_plugins(trt)  # the class keeps the kernels it was made with
+    try:
+        assert refused(SHIPPED_MODEL, tmp_path).endswith("cannot build it: DeformableSample: no scratch memory")
+    finally:
+        monkeypatch.undo()
+        registry.deregister_creator(registry.get_creator("DeformableSample", str(VERSION), DOMAIN))
+        our_plugins.load_plugins(trt)
+
+
+def test_classic_tensorrt_would_pad_half_features() -> None:
+    def network(channels: int, dtype: Any) -> Any:
+        tensor = SimpleNamespace(name="offset_mask", dtype=dtype, shape=(1, channels, 8, 8))
+        layer = SimpleNamespace(
+            name="node", type=trt.LayerType.PLUGIN_V3, num_inputs=1, num_outputs=0, get_input=lambda _: tensor
+        )
+        return SimpleNamespace(num_layers=1, get_layer=lambda _: layer)
+
+    tensorrt_build._check_channels(trt, network(216, trt.DataType.HALF))
+    tensorrt_build._check_channels(trt, network(27, trt.DataType.FLOAT))
+    with pytest.raises(AmsaError, match="node: offset_mask has 27 channels; in float16 classic TensorRT needs a multiple of 8"):
+        tensorrt_build._check_channels(trt, network(27, trt.DataType.HALF))
+
+
+def test_a_graph_that_cannot_be_read(place: Path, tmp_path: Path, only: Callable[[str], None]) -> None:
+    only("finish")
+
+    def spoil(graph: onnx.ModelProto) -> None:
+        graph.graph.node[0].op_type = "NoSuchOp"
+
+    change_graph(place / "small", "finish", spoil)
+    assert refused(place / "small", tmp_path / "out").startswith("finish.onnx: tensorrt_rtx 1.")
+
+
+# ------------------------------------------------------------------------------------------------ the command line
+
+
+def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object) -> tuple[int, str, str]:
+    capfd.readouterr()
+    monkeypatch.setattr(sys, "argv", ["amsa", *map(str, arguments)])
+    try:
+        cli.main()
+        code: Any = 0
+    except SystemExit as e:
+        code = e.code or 0
+    captured = capfd.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_build_prints_a_table(place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "small.engines" / "rtx-sm75-fp32" / "finish.engine").unlink()
+    code, out, err = run(capfd, monkeypatch, "build", place / "small", "--target", "sm75")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert "│match      │ 15     │ 4       │" in out
+    assert sum("up to date" in line for line in lines) == 4
+    assert lines[-1] == f"{place / 'small.engines' / 'rtx-sm75-fp32' / 'finish.engine'}: not built yet"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target", "sm99"], "unknown target 'sm99'; choose one of sm75, sm80, sm86, sm89, sm120, sm121, native"),
+        (["--target", "75"], "unknown target '75'; choose one of"),
+        (["--target", "sm75", "--runtime", "cpu"], "unknown runtime 'cpu'; choose one of rtx, tensorrt"),
+        (["--target", "sm75", "--precision", "int8"], "unknown precision 'int8'; choose one of fp32, fp16"),
+        (["--target", "sm75", "--precision", "fp16"], "was exported as fp32; for fp16 export it so: amsa export CHECKPOINT"),
+        (["--target", "sm75", "--shapes", "16x16"], "give smallest, usual and largest size as WIDTHxHEIGHT"),
+        (["--target", "sm75", "--shapes", "16x16/32x32/24x64"], "must not shrink"),
+        (["--target", "sm75", "--shapes", "16x16/36x32/64x64"], "36 does not fit; every side must be a multiple of 8 from 16 on"),
+        (["--target", "sm75", "--shapes", "8x16/32x32/64x64"], "LR sizes 8x16/32x32/64x64: 8 does not fit"),
+        (["--target", "sm75", "--ref-shapes", "0x8/8x8/8x8"], "reference sizes 0x8/8x8/8x8: 0 does not fit"),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, err = run(capfd, monkeypatch, "build", SHIPPED_MODEL, *arguments, "-o", tmp_path / "out")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--target", "native"], ["--target", "sm75", "--runtime", "tensorrt"]])
+def test_without_a_gpu(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def none() -> Any:
+        raise AmsaError("there is no NVIDIA GPU here (no driver: libcuda.so.1)")
+
+    monkeypatch.setattr(tensorrt_build, "gpu", none)
+    monkeypatch.setattr(tensorrt_build, "import_tensorrt", lambda _: trt)
+    code, _, err = run(capfd, monkeypatch, "build", SHIPPED_MODEL, *arguments)
+    assert code == 2
+    assert f"error: {' '.join(arguments[-2:])} builds on the GPU that runs the engine, and there is no NVIDIA GPU here" in err
+
+
+def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_module, "find_spec", lambda _: None)
+    for runtime, module in tensorrt_module.RUNTIMES.items():
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        with pytest.raises(AmsaError, match=rf"^{module} is not installed; install it with: pip install 'amsa\[{runtime}\]'$"):
+            build_engines(SHIPPED_MODEL, ["sm75"], runtime=runtime)
+
+
+def test_not_a_model_and_a_model_of_another_version(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(AmsaError, match=r"no manifest.json in it"):
+        build_engines(tmp_path, ["sm75"])
+    values = json.loads((place / "small" / FILE_NAME).read_text())
+    (place / "small" / FILE_NAME).write_text(json.dumps({**values, "format": 99}))
+    with pytest.raises(AmsaError, match="manifest format 99, this version of amsa reads 1; export the model again"):
+        build_engines(place / "small", ["sm75"])
+
+
+def test_a_full_disk(tmp_path: Path, only: Callable[[str], None]) -> None:
+    only("finish")
+    (tmp_path / "file").write_text("")
+    assert "cannot be written (Not a directory); free some space" in refused(SHIPPED_MODEL, tmp_path / "file")
+
+
+# ------------------------------------------------------------------------------------------------ inspection
+
+
+def test_inspect_an_engine(place: Path) -> None:
+    engine = place / "small.engines" / "rtx-sm75-fp32" / "match.engine"
+    report = inspect_path(engine)
+    text = "\n".join([report.title, report.graphs[0].signature, *report.needs])
+    assert "sm75, 15 layers, 4 plugins, convolutions: none, scratch 47 MB" in text
+    assert "match, fp32, by tensorrt_rtx 1.7" in text
+    assert "as built (checksum agrees)" in text
+    assert "h 16/128/512" in text
+    assert "float HWC" in text
+    content = engine.read_bytes()
+    engine.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert any("checksum differs" in line for line in inspect_path(engine).needs)
+    engine.with_suffix(".json").unlink()
+    assert any("match.json is missing" in line for line in inspect_path(engine).needs)
+
+
+def test_inspect_a_folder_of_engines(place: Path) -> None:
+    report = inspect_path(place / "small.engines" / "rtx-sm75-fp32")
+    assert sorted(g.name for g in report.graphs) == sorted(STAGES)
+    assert report.title.endswith("5 engines of TensorRT")
+    report = inspect_path(place / "small.engines")
+    assert sorted(g.name for g in report.graphs) == sorted(f"rtx-sm75-fp32/{stage}" for stage in STAGES)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not an engine of TensorRT-RTX"),
+        (b"\x7fELF" + bytes(100), "not an engine of TensorRT-RTX"),
+        (b"ftrt" + bytes(100), "an engine of classic TensorRT"),
+        (None, "damaged: it has 1,000 of its"),
+    ],
+)
+def test_inspect_what_is_no_engine(content: bytes | None, message: str, built: list[BuiltEngine], tmp_path: Path) -> None:
+    path = tmp_path / "x.engine"
+    path.write_bytes(built[0].path.read_bytes()[:1000] if content is None else content)
+    with pytest.raises(AmsaError, match=message) as caught:
+        inspect_path(path)
+    assert str(caught.value).isprintable()
+
+
+def test_a_plan_in_another_language(built: list[BuiltEngine], tmp_path: Path) -> None:
+    content = built[-1].path.read_bytes().replace(b"accelerators={", b"accelerator_s{")
+    with pytest.raises(AmsaError, match=r"the plan of TensorRT-RTX 1.7.1.116 cannot be read; this version of amsa reads 1.7"):
+        read_plan(content, "x")
