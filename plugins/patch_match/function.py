@@ -177,6 +177,7 @@ def PatchMatch(
         iteration = step / per_iteration
         is_lr = op.Where(published, op.Cast(within < lr_reach, to=7), 1 - op.Mod(within, two)) > zero
         turn = op.Where(published, op.Where(is_lr, within, within - lr_reach), within / 2)
+        turn = op.Where(fast, op.Where(is_lr, paper - 1 - turn, zero), turn)
         dilation = op.Gather(powers, turn)  # [1]
         jitter = op.Where(published, op.Mod(iteration, dilation), zero)
         best = op.Expand(lowest, grid)

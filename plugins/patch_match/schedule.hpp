@@ -56,9 +56,9 @@ inline std::vector<Step> steps(const std::string& schedule, int64_t iterations, 
       for (int t = 0; t < ref_reach; ++t) path.push_back({false, 1 << t, int(i % (1 << t)), false});
       continue;
     }
-    for (int t = 0; t < reach; ++t) {
-      path.push_back({true, 1 << t, 0, shifted});
-      path.push_back({false, 1 << t, 0, false});
+    for (int t = 0; t < reach; ++t) {  // fast: far neighbours first, then the surroundings of what they gave
+      path.push_back({true, 1 << (shifted ? reach - 1 - t : t), 0, shifted});
+      path.push_back({false, shifted ? 1 : 1 << t, 0, false});
     }
   }
   return path;

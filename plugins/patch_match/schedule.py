@@ -76,6 +76,9 @@ def steps(schedule: str, iterations: int, level: int, query: tuple[int, int], va
                 *(Step(False, 2**t, jitter=i % 2**t) for t in range(ref_reach)),
             )
         ]
-    reach = paper_reach(*query)
-    shifted = schedule == "fast"
-    return [Step(lr, 2**t, shifted=shifted and lr) for _ in range(iterations) for t in range(reach) for lr in (True, False)]
+    reach = range(paper_reach(*query))
+    if schedule == "fast":  # far neighbours first, then the surroundings of what they gave
+        once = [step for t in reversed(reach) for step in (Step(True, 2**t, shifted=True), Step(False, 1))]
+    else:
+        once = [Step(lr, 2**t) for t in reach for lr in (True, False)]
+    return once * iterations

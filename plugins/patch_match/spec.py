@@ -77,9 +77,10 @@ picture) and top-left corners with pad 0.""",
             "schedule",
             str,
             "order and reach of the steps: 'paper' (per dilation an LR then a Ref propagation, dilations up to sqrt(N)/8 of "
-            "this level, clamped at the reference's border), 'fast' (the same, but a neighbour's match is shifted by the step "
-            "back), 'published' (all LR, then all Ref dilations, reach from level 0, jittered and wrapped around) or 'exact' "
-            "(no propagation: the best of all positions; iterations and init are not used)",
+            "this level, clamped at the reference's border), 'fast' (from the largest dilation down, an LR propagation with a "
+            "neighbour's match shifted by the step back, then a Ref propagation of dilation 1), 'published' (all LR, then all "
+            "Ref dilations, reach from level 0, jittered and wrapped around) or 'exact' (no propagation: the best of all "
+            "positions; iterations and init are not used)",
             SCHEDULES,
         ),
         AttributeSpec("level", int, "the grid is 2^level times coarser than level 0", (0, 1, 2, 3)),

@@ -132,6 +132,8 @@ def naive_steps(query: tuple[int, ...], valid: list[int], schedule: str, stride:
     """(is LR propagation, dilation) of one iteration."""
     if schedule != "published":
         count = max(1, math.ceil(math.log2(math.sqrt(query[0] * query[1]) / 8)))
+        if schedule == "fast":
+            return [step for t in range(count) for step in ((True, 2 ** (count - 1 - t)), (False, 1))]
         return [(lr, 2**t) for t in range(count) for lr in (True, False)]
 
     def dilations(side: int) -> list[int]:

@@ -174,7 +174,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
 
 def picture(test: TestSet, setting: Setting, results: Sequence[Result], pictures: Path, output: Path) -> None:
-    """The best, the middle and the worst case of a set side by side: LR, bicubic, ours, reference (at the truth's size), truth."""
+    """The best, the middle and the worst case of a set: LR, bicubic, ours, reference (at the truth's size), truth."""
     order = sorted(range(len(results)), key=lambda i: results[i].gain)
     rows = []
     for i in (order[-1], order[len(order) // 2], order[0]):
