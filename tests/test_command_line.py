@@ -144,7 +144,7 @@ def test_inspect(run: Run, tmp_path: Path) -> None:
     for word in ("encode_ref", "restore", "amsa::PatchMatch", "ref_scales = 5"):
         assert word in out
     report = json.loads(run("inspect", SHIPPED, "--json")[1])
-    assert [g["name"] for g in report["graphs"]] == ["encode_ref", "encode_lr", "match", "restore", "finish"]
+    assert [g["name"] for g in report["graphs"]] == ["encode_ref", "encode_lr", "match", "match_exact", "restore", "finish"]
 
 
 @pytest.mark.slow

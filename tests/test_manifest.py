@@ -17,7 +17,7 @@ from amsa import AmsaError
 from amsa.manifest import FILE_NAME, GraphFile, Manifest, ModelFolder
 
 SHIPPED = Path(amsa.__file__).parent / "weights" / "small"
-GRAPHS = [f"{name}.onnx" for name in ("encode_ref", "encode_lr", "match", "restore", "finish")]
+GRAPHS = [f"{name}.onnx" for name in ("encode_ref", "encode_lr", "match", "match_exact", "restore", "finish")]
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_other_sizes(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda g: g.pop("match"), "names graphs encode_lr, encode_ref, finish, restore; it must name"),
+        (lambda g: g.pop("match"), "names graphs encode_lr, encode_ref, finish, match_exact, restore; it must name"),
         (lambda g: g.update(second=g["match"]), "names graphs"),
         (lambda g: g["match"].update(colour="red"), "colour"),
         (lambda g: g["match"].pop("sha256"), "sha256"),
