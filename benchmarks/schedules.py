@@ -212,13 +212,13 @@ def _ref(t: int) -> Step:
 
 
 ORDERS: dict[str, Order] = {
-    "fast: rising, LR then Ref": _rounds(lambda n: [s for t in range(n) for s in (_lr(t), _ref(t))]),
+    "fast: falling, LR then Ref of 1 each": _rounds(lambda n: [s for t in reversed(range(n)) for s in (_lr(t), _ref(0))]),
+    "rising, LR then Ref": _rounds(lambda n: [s for t in range(n) for s in (_lr(t), _ref(t))]),
     "falling, LR then Ref": _rounds(lambda n: [s for t in reversed(range(n)) for s in (_lr(t), _ref(t))]),
     "rising, Ref then LR": _rounds(lambda n: [s for t in range(n) for s in (_ref(t), _lr(t))]),
     "rising, all LR, then all Ref": _rounds(lambda n: [*map(_lr, range(n)), *map(_ref, range(n))]),
     "rising LR, Ref of 1": _rounds(lambda n: [*map(_lr, range(n)), _ref(0)]),
     "falling LR, Ref of 1": _rounds(lambda n: [*map(_lr, reversed(range(n))), _ref(0)]),
-    "falling, LR then Ref of 1 each": _rounds(lambda n: [s for t in reversed(range(n)) for s in (_lr(t), _ref(0))]),
     "falling LR, Ref of 2, 1": _rounds(lambda n: [*map(_lr, reversed(range(n))), _ref(1), _ref(0)]),
     "LR of 1, Ref of 1": _rounds(lambda n: [_lr(0), _ref(0)]),
 }

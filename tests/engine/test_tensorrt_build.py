@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -416,7 +417,7 @@ def test_inspect_an_engine(place: Path) -> None:
     engine = place / "small.engines" / "rtx-sm75-fp32" / "match.engine"
     report = inspect_path(engine)
     text = "\n".join([report.title, report.graphs[0].signature, *report.needs])
-    assert "sm75, 15 layers, 4 plugins, convolutions: none, scratch 47 MB" in text
+    assert re.search(r"sm75, 15 layers, 4 plugins, convolutions: none, scratch \d+ MB", text)
     assert "match, fp32, by tensorrt_rtx 1.7" in text
     assert "as built (checksum agrees)" in text
     assert "h 16/128/512" in text

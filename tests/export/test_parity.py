@@ -34,7 +34,7 @@ class Both:
     name = "both"
 
     def __init__(self, reference: Backend, other: Backend) -> None:
-        self.config, self.trained = reference.config, reference.trained
+        self.config, self.precision, self.trained = reference.config, reference.precision, reference.trained
         self._reference, self._other = reference, other
         self.differences: dict[str, float] = {}
         self.positions = self.other_matches = 0

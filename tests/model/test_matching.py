@@ -91,13 +91,14 @@ def positions(height: int, width: int, first: int = 0) -> Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij")).int()
 
 
-def test_a_picture_is_matched_with_itself() -> None:
+@pytest.mark.parametrize(("arithmetic", "bound"), [("float", 1e-5), ("int8", 5e-3)])
+def test_a_picture_is_matched_with_itself(arithmetic: str, bound: float) -> None:
     features = pyramid(24, 32, 0)
-    match, relevance = Matcher(AMSAConfig.small())(
+    match, relevance = Matcher(replace(AMSAConfig.small(), arithmetic=arithmetic))(
         features, features, torch.tensor([[24, 32]]).int(), SEED, positions(3, 4)[None]
     )
     assert torch.equal(match[0], positions(24, 32, -2))
-    torch.testing.assert_close(relevance[0, 0, 1:-1, 1:-1], torch.ones(22, 30))  # the cosine
+    torch.testing.assert_close(relevance[0, 0, 1:-1, 1:-1], torch.ones(22, 30), rtol=0, atol=bound)  # the cosine
 
 
 @pytest.mark.parametrize("config", [AMSAConfig.small(), AMSAConfig.published()], ids=lambda c: c.variant)
