@@ -84,6 +84,16 @@ def test_whole_numbers_give_equal_matches(
     torch.testing.assert_close(relevance, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_ties_go_to_the_first_candidate(schedule: str) -> None:
+    a = {**BASE, "schedule": schedule, "init_scale": 1}
+    q, r = torch.ones(1, 8, 9, 11), torch.ones(1, 8, 10, 9)  # all patches are equal
+    init = torch.randint(0, 7, (1, 2, 7, 9), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    given = q, r, torch.tensor([[10, 9]], dtype=torch.int32), init
+    match, _ = ops.patch_match(ops.device("patch_match"), *given, **a)
+    assert torch.equal(match, reference(*given, **a)[0])
+
+
 # Every kernel: what one lane holds, what it does not hold, and channels that are no whole vectors.
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("channels", [1, 6, 8, 16, 44, 64, 136, 256, 264])
