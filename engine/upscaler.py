@@ -24,7 +24,8 @@ Progress: TypeAlias = "Callable[[int, int, str], None]"
 
 MATCHINGS = ("patchmatch", "exact", "auto")
 EXACT_UP_TO = 1600
-"""Reference positions (rows * columns at 1/4 of the photo) up to which exact search is as fast as PatchMatch."""
+"""Reference positions (rows * columns at 1/4 of the photo) up to which exact search is as fast as PatchMatch: 1677 with 256
+channels in float, more with fewer or in int8 (`python benchmarks/matching.py exact`)."""
 TILE = 128
 """LR pixels on a side that are restored at a time; matching always sees the whole picture."""
 
