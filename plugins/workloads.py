@@ -48,7 +48,7 @@ def launch_work(launch: Launch, item: int) -> Work:
 
 def small_model_work(height: int, width: int, arithmetic: str) -> Iterator[Work]:
     """The ops of the small model, float16, for an LR picture of height x width and one reference of four times that size."""
-    iterations = (1, 1, 1, 2)
+    iterations = (8, 1, 1, 1)
     for level in (3, 2, 1, 0):
         size = (height >> level, width >> level)
         scale = 1 if level == 3 else 2
