@@ -26,7 +26,7 @@ def _absent() -> str:
 compiles = pytest.mark.skipif(bool(_absent()), reason=_absent())
 
 SOURCE = """\
-#include "../shared.cuh"
+#include "../common.cuh"
 struct Params { const float4* from; float4* to; };
 extern "C" __global__ void __launch_bounds__(THREADS) copy(const Params p) { p.to[threadIdx.x] = p.from[threadIdx.x]; }
 """
@@ -38,7 +38,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "deeper").mkdir()
     (tmp_path / "op").mkdir()
-    (tmp_path / "shared.cuh").write_text('#include <cuda_fp16.h>\n#include "deeper/threads.cuh"\n')
+    (tmp_path / "common.cuh").write_text('#include <cuda_fp16.h>\n#include "deeper/threads.cuh"\n')
     (tmp_path / "deeper" / "threads.cuh").write_text("#define THREADS 128\n")
     (tmp_path / "op" / "kernels.cu").write_text(SOURCE)
     return tmp_path / "op" / "kernels.cu"
@@ -85,7 +85,7 @@ def test_compiled_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @compiles
-@pytest.mark.parametrize("changed", ["op/kernels.cu", "shared.cuh", "deeper/threads.cuh"])
+@pytest.mark.parametrize("changed", ["op/kernels.cu", "common.cuh", "deeper/threads.cuh"])
 def test_a_change_of_any_file_compiles_again(source: Path, changed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = _count_compilations(monkeypatch)
     nvrtc.compile_cubin(source)
