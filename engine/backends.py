@@ -1,13 +1,14 @@
-"""What runs the five graphs: ONNX Runtime on an exported folder, or PyTorch (the reference) on a checkpoint."""
+"""What runs the five graphs: ONNX Runtime or TensorRT on an exported folder, or PyTorch (the reference) on a checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from ..config import AMSAConfig
 from ..errors import AmsaError
@@ -19,24 +20,86 @@ Arrays = dict[str, NDArray[Any]]
 
 SHIPPED_MODEL = Path(__file__).resolve().parent.parent / "weights" / "small"
 """The model folder that comes with the package."""
-BACKENDS = ("auto", "onnxruntime", "torch")
+SHIPPED_ENGINE_MODEL = SHIPPED_MODEL.with_name("small_fp16")
+"""The same model in float16, which TensorRT engines are built from."""
+BACKENDS = ("auto", "onnxruntime", "torch", "tensorrt")
+
+
+class Execution(Protocol):
+    """What a call runs on: stages, and the arrays between them. On a GPU the arrays are device memory and nothing waits but
+    `to_host` and `synchronize`. Arrays of either kind have `shape` and `dtype`, and are cut by slices."""
+
+    def run(self, stage: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Run a stage as `stages.py` declares it; inputs and outputs by name."""
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+        """An array with no particular content."""
+
+    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+        """An array of zeros."""
+
+    def copy(self, to: Any, source: Any) -> None:
+        """Copy [1, C, H, W] into an array, or a part of one, of the same shape and type."""
+
+    def to_device(self, array: Any) -> Any:
+        """A numpy array, or one that another library made on this GPU, as an array of this kind."""
+
+    def to_host(self, array: Any) -> NDArray[Any]:
+        """An array as numpy's."""
+
+    def synchronize(self) -> None:
+        """Wait until all that was asked for is done."""
 
 
 class Backend(Protocol):
-    """Runs one stage at a time on named arrays, as `stages.py` declares them."""
+    """Runs the stages of one model."""
 
     name: str
+    device: str
+    """What computes: "CPU", or the GPU's name."""
     kernels: str
     """What runs the custom ops, in words."""
     config: AMSAConfig
     precision: str
     trained: bool
 
-    def run(self, stage: str, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
-        """Run a stage; inputs and outputs by name."""
+    def call(self) -> AbstractContextManager[Execution]:
+        """Begin a call. At its end all its work is done."""
 
 
-class OnnxRuntimeBackend:
+class HostExecution:
+    """A backend whose arrays are numpy's: it is itself what calls run on."""
+
+    device = "CPU"
+
+    def call(self) -> AbstractContextManager[Execution]:
+        return nullcontext(self)
+
+    def run(self, stage: str, inputs: Mapping[str, Any]) -> Arrays:
+        raise NotImplementedError
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        return np.empty(shape, dtype)
+
+    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        return np.zeros(shape, dtype)
+
+    def copy(self, to: NDArray[Any], source: NDArray[Any]) -> None:
+        to[...] = source
+
+    def to_device(self, array: Any) -> NDArray[Any]:
+        if not isinstance(array, np.ndarray):
+            raise AmsaError(f"{type(array).__name__} is no numpy array, and this backend computes on the CPU")
+        return array
+
+    def to_host(self, array: NDArray[Any]) -> NDArray[Any]:
+        return array
+
+    def synchronize(self) -> None:
+        pass
+
+
+class OnnxRuntimeBackend(HostExecution):
     """ONNX Runtime on the CPU. Sessions are made when first needed: opening a model costs nothing that is not used."""
 
     name = "onnxruntime"
@@ -82,13 +145,13 @@ class OnnxRuntimeBackend:
             self._sessions[stage] = session
         return self._sessions[stage]
 
-    def run(self, stage: str, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+    def run(self, stage: str, inputs: Mapping[str, Any]) -> Arrays:
         session = self._session(stage)
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
 
-class TorchBackend:
+class TorchBackend(HostExecution):
     """The PyTorch network, the reference that everything else is compared with."""
 
     name = "torch"
@@ -113,7 +176,7 @@ class TorchBackend:
         self._torch = torch
         self._stages: dict[str, tuple[Stage, Any]] = {stage.name: (stage, module) for stage, module in stage_modules(model)}
 
-    def run(self, stage: str, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+    def run(self, stage: str, inputs: Mapping[str, Any]) -> Arrays:
         declared, module = self._stages[stage]
         with self._torch.inference_mode():
             outputs = module(*(self._torch.from_numpy(np.ascontiguousarray(inputs[t.name])) for t in declared.inputs))
@@ -121,23 +184,43 @@ class TorchBackend:
         return {t.name: output.numpy() for t, output in zip(declared.outputs, tensors, strict=True)}
 
 
-def open_backend(path: str | Path | None = None, backend: str = "auto", threads: int | None = None) -> Backend:
+def open_backend(
+    path: str | Path | None = None,
+    backend: str = "auto",
+    threads: int | None = None,
+    engines: str | Path | None = None,
+    max_device_memory: int | None = None,
+) -> Backend:
     """Open a model for running.
 
     Args:
-        path: an exported folder or `.amsa` file (ONNX Runtime), a `.safetensors` checkpoint (torch), or None: the
+        path: an exported folder or `.amsa` file (ONNX Runtime, TensorRT), a `.safetensors` checkpoint (torch), or None: the
             shipped model.
-        backend: "auto" takes the one that runs this kind of file. Another than that is an error, never a fallback.
-        threads: threads within an operator; None: one per core.
+        backend: "auto" takes the one that runs this kind of file on any machine, ONNX Runtime or torch. One that cannot run
+            is an error, never a fallback.
+        threads: threads within an operator, on the CPU; None: one per core.
+        engines: TensorRT only: where `amsa build -o` put them; None: beside the model.
+        max_device_memory: TensorRT only: bytes that features, pictures and scratch memory may take on the GPU.
     """
-    path = SHIPPED_MODEL if path is None else Path(path)
     if backend not in BACKENDS:
         raise AmsaError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
+    if backend != "tensorrt" and (engines is not None or max_device_memory is not None):
+        raise AmsaError("a folder of engines and a cap on device memory are for the tensorrt backend; add --backend tensorrt")
+    if path is None:
+        path = SHIPPED_ENGINE_MODEL if backend == "tensorrt" else SHIPPED_MODEL
+    path = Path(path)
     if not path.exists():
         raise AmsaError(f"{path}: no such model; give a folder made by `amsa export` or a .safetensors checkpoint")
-    natural = "torch" if path.suffix == ".safetensors" else "onnxruntime"
-    if backend not in ("auto", natural):
-        what = "a checkpoint" if natural == "torch" else "an exported model"
-        mend = "export it first: amsa export" if natural == "torch" else "give it the .safetensors checkpoint"
+    checkpoint = path.suffix == ".safetensors"
+    if backend not in ("auto", *(("torch",) if checkpoint else ("onnxruntime", "tensorrt"))):
+        what = "a checkpoint" if checkpoint else "an exported model"
+        mend = "export it first: amsa export" if checkpoint else "give it the .safetensors checkpoint"
         raise AmsaError(f"{path} is {what}, which the {backend} backend cannot run; {mend}")
-    return TorchBackend(path, threads) if natural == "torch" else OnnxRuntimeBackend(ModelFolder.open(path), threads)
+    if checkpoint:
+        return TorchBackend(path, threads)
+    folder = ModelFolder.open(path)
+    if backend == "tensorrt":
+        from .gpu.backend import TensorRTBackend
+
+        return TensorRTBackend(folder, None if engines is None else Path(engines), max_device_memory)
+    return OnnxRuntimeBackend(folder, threads)

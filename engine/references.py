@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..config import AMSAConfig
 from ..stages import LR_MULTIPLE, REF_MULTIPLE, SCALE
+from .backends import Execution
 from .images import resize_bicubic
 
 Array = NDArray[Any]
@@ -22,11 +23,11 @@ class EncodedScale:
     """Features of a reference at one scale, as `encode_ref` gives them.
 
     Attributes:
-        tensors: keys, values and, for the published variant, warp masks, by name.
+        tensors: keys, values and, for the published variant, warp masks, by name, on the backend's device.
         valid: int32 [1, 2], rows and columns of the finest keys that are picture.
     """
 
-    tensors: Mapping[str, Array]
+    tensors: Mapping[str, Any]
     valid: Array
 
 
@@ -39,12 +40,14 @@ class EncodedReference:
         canvas: published variant only: the common size (height, width) that LR and references were padded to.
         config: of the network that encoded it.
         precision: of the model, "fp32" or "fp16".
+        backend: that holds the features.
     """
 
     scales: Sequence[EncodedScale]
     canvas: tuple[int, int] | None
     config: AMSAConfig
     precision: str
+    backend: str
 
 
 def to_nchw(rgb: Array, height: int, width: int, mode: str) -> Array:
@@ -64,6 +67,22 @@ def prepare_lr(rgb: Array, canvas: tuple[int, int] | None) -> Array:
     if canvas is None:
         return to_nchw(rgb, round_up(rgb.shape[0], LR_MULTIPLE), round_up(rgb.shape[1], LR_MULTIPLE), "edge")
     return to_nchw(rgb, canvas[0] // SCALE, canvas[1] // SCALE, "constant")
+
+
+def pad_edges(on: Execution, lr: Any) -> Any:
+    """LR float32 [1, 3, h, w] on a backend's device -> the same with sides multiples of 8, as `prepare_lr` pads."""
+    height, width = lr.shape[2:]
+    rows, cols = round_up(height, LR_MULTIPLE), round_up(width, LR_MULTIPLE)
+    if (rows, cols) == (height, width):
+        return lr
+    every = slice(None)
+    padded = on.empty((1, 3, rows, cols), np.float32)
+    on.copy(padded[every, every, :height, :width], lr)
+    for col in range(width, cols):
+        on.copy(padded[every, every, :height, col : col + 1], lr[every, every, :, width - 1 : width])
+    for row in range(height, rows):
+        on.copy(padded[every, every, row : row + 1, every], padded[every, every, height - 1 : height, every])
+    return padded
 
 
 def common_canvas(lr_size: tuple[int, int], ref_sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,10 @@ from PIL import Image
 
 from ..errors import AmsaError
 from ..stages import LR_MIN, REF_MIN, SCALE
-from .backends import Arrays, open_backend
+from .backends import Execution, open_backend
+from .gpu.cuda import OutOfDeviceMemory
 from .images import Photo, from_array, require_size, resize_bicubic, to_array
-from .references import EncodedReference, EncodedScale, common_canvas, prepare_lr, prepare_scales
+from .references import EncodedReference, EncodedScale, common_canvas, pad_edges, prepare_lr, prepare_scales
 
 Picture: TypeAlias = "NDArray[Any] | Image.Image"
 Progress: TypeAlias = "Callable[[int, int, str], None]"
@@ -28,6 +30,7 @@ EXACT_UP_TO = 1600
 channels in float, more with fewer or in int8 (`python benchmarks/matching.py exact`)."""
 TILE = 128
 """LR pixels on a side that are restored at a time; matching always sees the whole picture."""
+_SMALLEST_TILE = 16
 
 
 @dataclass
@@ -45,11 +48,16 @@ class Upscaler:
 
     Args:
         path: exported model folder, `.amsa` file or `.safetensors` checkpoint; None: the model that ships with amsa.
-        backend: "auto", "onnxruntime" or "torch".
-        threads: threads to compute with; None: one per core.
+        backend: "auto" (ONNX Runtime or torch, as the file asks for), "onnxruntime", "torch" or "tensorrt".
+        threads: threads to compute with on the CPU; None: one per core.
         tile: LR pixels restored at a time. Smaller needs less memory and more time; the picture stays the same.
         matching: "patchmatch"; "exact": every LR position is compared with all of the reference, whose time grows with LR
             area times reference area; "auto": exact for references up to `EXACT_UP_TO` positions, where that is as fast.
+        engines: TensorRT: folder that `amsa build -o` wrote to; None: beside the model.
+        max_device_memory: TensorRT: bytes that features, pictures and scratch memory may take on the GPU. Where tiles do not fit
+            they are made smaller, and that is told.
+
+    Several threads may use one. Its methods return when their work is done.
 
     Raises:
         AmsaError: no such model, altered files, or a backend that cannot run it.
@@ -62,13 +70,17 @@ class Upscaler:
         threads: int | None = None,
         tile: int = TILE,
         matching: str = "patchmatch",
+        engines: str | Path | None = None,
+        max_device_memory: int | None = None,
     ) -> None:
         if tile < 1:
             raise AmsaError(f"tile is {tile}; it must be at least 1 LR pixel")
-        self._backend = open_backend(path, backend, threads)
-        self.config = self._backend.config
         if matching not in MATCHINGS:
             raise AmsaError(f"unknown matching {matching!r}; choose one of {', '.join(MATCHINGS)}")
+        if matching != "patchmatch" and backend == "tensorrt":
+            raise AmsaError(f"matching {matching!r} has no CUDA kernel; with the tensorrt backend take 'patchmatch'")
+        self._backend = open_backend(path, backend, threads, engines, max_device_memory)
+        self.config = self._backend.config
         self.tile = tile
         self.matching = matching
 
@@ -76,6 +88,11 @@ class Upscaler:
     def backend(self) -> str:
         """The name of the backend in use."""
         return self._backend.name
+
+    @property
+    def device(self) -> str:
+        """What computes: "CPU", or the GPU's name."""
+        return self._backend.device
 
     @property
     def kernels(self) -> str:
@@ -119,7 +136,37 @@ class Upscaler:
             if lr_size is None:
                 raise AmsaError("published models encode a reference for one LR size; give lr_size=(height, width)")
             canvas = common_canvas(lr_size, [(photo.height, photo.width)])
-        return self._encode(photo, canvas, Stats(), _Steps(None, 0))
+        with self._backend.call() as on:
+            return self._encode(on, photo, canvas, None, _Steps(None, 0))
+
+    def upscale_tensor(self, lr: Any, refs: Sequence[EncodedReference], *, seed: int = 0) -> Any:
+        """Upscale a picture that is a tensor already, as in a pipeline of your own; on the GPU it never leaves device memory.
+
+        Args:
+            lr: float32 [1, 3, h, w], RGB from 0 to 1, sides >= 16. Numpy's for backends on the CPU. For TensorRT numpy's, or an
+                array on the GPU with `__dlpack__` (torch, CuPy, JAX) or `__cuda_array_interface__` (pycuda, Numba): it is read
+                where it is, after what its library has put on its stream so far.
+            refs: what `encode_reference` returned.
+            seed: of the initial matches.
+
+        Returns:
+            float32 [1, 3, 4*h, 4*w], not clipped: numpy's, or for TensorRT a `DeviceArray`, which cupy.asarray(..) and
+            torch.as_tensor(.., device="cuda") take without a copy.
+        """
+        if self.config.published_protocol:
+            raise AmsaError("published models pad LR and references to one common size; give photos to upscale() instead")
+        if not refs or not all(isinstance(ref, EncodedReference) for ref in refs):
+            raise AmsaError("give at least one reference that encode_reference returned")
+        _check_seed(seed)
+        self._canvas((0, 0), refs)
+        with self._backend.call() as on:
+            tensor = on.to_device(lr)
+            shape = tuple(tensor.shape)
+            if len(shape) != 4 or shape[:2] != (1, 3) or min(shape[2:]) < LR_MIN or tensor.dtype != np.float32:
+                raise AmsaError(f"LR is {tensor.dtype} {shape}; it must be float32 (1, 3, h, w), sides from {LR_MIN}")
+            scales = [scale for ref in refs for scale in ref.scales]
+            steps = _Steps(None, 0)
+            return self._upscale(on, pad_edges(on, tensor), (shape[2], shape[3]), scales, seed, None, steps)
 
     def upscale_photo(
         self,
@@ -139,100 +186,131 @@ class Upscaler:
             seed: of the initial matches, 0 .. 2^31 - 1.
             names: what to call LR and each reference in an error.
             progress: called before every step.
-            stats: seconds per stage are added to it.
+            stats: seconds per stage are added to it. On a GPU that means to wait after every stage.
         """
         names = names or ["LR", *(f"reference {i + 1}" for i in range(len(refs)))]
-        stats = stats if stats is not None else Stats()
         if not refs:
             raise AmsaError("no reference photo; give at least one")
-        if not 0 <= seed < 2**31:
-            raise AmsaError(f"seed is {seed}; it must be from 0 to {2**31 - 1}")
+        _check_seed(seed)
         require_size(lr, names[0], LR_MIN)
         for ref, name in zip(refs, names[1:], strict=True):
             if isinstance(ref, Photo):
                 require_size(ref, name, REF_MIN)
-        canvas = self._canvas(lr, refs)
-        tiles = list(_tiles(lr.height, lr.width, self.tile))
+        canvas = self._canvas((lr.height, lr.width), refs)
         count = self.config.ref_scales * len(refs)
         to_encode = self.config.ref_scales * sum(isinstance(ref, Photo) for ref in refs)
-        steps = _Steps(progress, 1 + to_encode + count + len(tiles) * count)
+        tiles = len(list(_tiles(lr.height, lr.width, self.tile)))
+        steps = _Steps(progress, 1 + to_encode + count + tiles * count)
 
+        with self._backend.call() as on:
+            scales: list[EncodedScale] = []
+            for ref in refs:
+                scales += (self._encode(on, ref, canvas, stats, steps) if isinstance(ref, Photo) else ref).scales
+            padded = on.to_device(prepare_lr(lr.rgb, canvas))
+            sr = on.to_host(self._upscale(on, padded, (lr.height, lr.width), scales, seed, stats, steps))
+        return _result(lr, sr[0].transpose(1, 2, 0))
+
+    def _upscale(
+        self,
+        on: Execution,
+        lr: Any,
+        size: tuple[int, int],
+        scales: Sequence[EncodedScale],
+        seed: int,
+        stats: Stats | None,
+        steps: _Steps,
+    ) -> Any:
+        """From the padded LR, of which `size` is picture, to SR [1, 3, 4*h, 4*w]; all on the backend's device."""
         steps.next("reading the LR picture")
-        padded = prepare_lr(lr.rgb, canvas)
-        lr_features = self._run("encode_lr", {"lr": padded}, stats)
+        lr_features = self._run(on, "encode_lr", {"lr": lr}, stats)
         content = lr_features.pop("content")
-        scales: list[EncodedScale] = []
-        for ref in refs:
-            scales += (self._encode(ref, canvas, stats, steps) if isinstance(ref, Photo) else ref).scales
         matches, relevances = [], []
         for i, scale in enumerate(scales):
-            steps.next(f"matching {i + 1} of {count}")
+            steps.next(f"matching {i + 1} of {len(scales)}")
             keys = {k: v for k, v in scale.tensors.items() if k.startswith("key_")}
-            inputs = {**lr_features, **keys, "valid": scale.valid, "seed": np.array([seed], np.int32)}
-            found = self._run(self._matching_stage(scale), inputs, stats)
+            sizes = {"valid": on.to_device(scale.valid), "seed": on.to_device(np.array([seed], np.int32))}
+            found = self._run(on, self._matching_stage(scale), {**lr_features, **keys, **sizes}, stats)
             matches.append(found["match"])
             relevances.append(found["relevance"])
-        weights = fusion_weights(relevances, self.config.sharpness)
+        weights = fusion_weights([on.to_host(relevance) for relevance in relevances], self.config.sharpness)
+        maps = [on.to_device(np.ascontiguousarray(weight)) for weight in weights]
 
-        sr = np.empty((SCALE * lr.height, SCALE * lr.width, 3), np.float32)
-        for tile in tiles:
-            self._restore_tile(tile, sr, padded, content, matches, weights, scales, stats, steps)
-        return _result(lr, sr)
+        tile = self.tile
+        sr = on.empty((1, 3, SCALE * size[0], SCALE * size[1]), np.float32)
+        while True:
+            try:
+                for part in _tiles(*size, tile):
+                    self._restore_tile(on, part, sr, lr, content, matches, maps, scales, stats, steps)
+                return sr
+            except OutOfDeviceMemory as e:
+                if tile <= _SMALLEST_TILE:
+                    raise
+                reason = str(e)
+            # The picture stays the same, whatever the tiles.
+            tile = max(_SMALLEST_TILE, min(tile, max(size)) // 2)
+            warnings.warn(f"restoring again in tiles of {tile} LR pixels: {reason}", stacklevel=3)
 
     def _matching_stage(self, scale: EncodedScale) -> str:
         exact = self.matching == "exact" or (self.matching == "auto" and int(scale.valid.prod()) <= EXACT_UP_TO)
         return "match_exact" if exact else "match"
 
-    def _canvas(self, lr: Photo, refs: Sequence[Photo | EncodedReference]) -> tuple[int, int] | None:
+    def _canvas(self, lr_size: tuple[int, int], refs: Sequence[Photo | EncodedReference]) -> tuple[int, int] | None:
         encoded = [ref for ref in refs if isinstance(ref, EncodedReference)]
-        if any((ref.config, ref.precision) != (self.config, self._backend.precision) for ref in encoded):
-            raise AmsaError("a reference was encoded by a model of another config or precision; encode it again with this one")
+        mine = self.config, self._backend.precision, self._backend.name
+        if any((ref.config, ref.precision, ref.backend) != mine for ref in encoded):
+            raise AmsaError(
+                "a reference was encoded by a model of another config or precision, or on another backend; "
+                "encode it again with this one"
+            )
         if not self.config.published_protocol:
             return None
         sizes = [(ref.height, ref.width) for ref in refs if isinstance(ref, Photo)]
-        canvas = common_canvas((lr.height, lr.width), [*sizes, *(ref.canvas for ref in encoded if ref.canvas)])
+        canvas = common_canvas(lr_size, [*sizes, *(ref.canvas for ref in encoded if ref.canvas)])
         for ref in encoded:
             if ref.canvas != canvas:
                 raise AmsaError(f"a reference was encoded for {ref.canvas}; this picture needs {canvas}: encode it again")
         return canvas
 
-    def _encode(self, photo: Photo, canvas: tuple[int, int] | None, stats: Stats, steps: _Steps) -> EncodedReference:
+    def _encode(
+        self, on: Execution, photo: Photo, canvas: tuple[int, int] | None, stats: Stats | None, steps: _Steps
+    ) -> EncodedReference:
         scales: list[EncodedScale] = []
         for i, (picture, valid) in enumerate(prepare_scales(photo.rgb, self.config, canvas)):
             steps.next(f"reading a reference at scale {self.config.ref_factor**i:.2f}")
-            tensors = self._run("encode_ref", {"ref": picture}, stats)
+            tensors: Mapping[str, Any] = self._run(on, "encode_ref", {"ref": on.to_device(picture)}, stats)
             if canvas is not None and scales:  # the published protocol takes the values of scale 0 for every scale
                 tensors = {k: v if k.startswith("key_") else scales[0].tensors[k] for k, v in tensors.items()}
             scales.append(EncodedScale(tensors, valid))
-        return EncodedReference(scales, canvas, self.config, self._backend.precision)
+        return EncodedReference(scales, canvas, self.config, self._backend.precision, self._backend.name)
 
     def _restore_tile(
         self,
+        on: Execution,
         tile: tuple[slice, slice],
-        sr: NDArray[np.float32],
-        lr: NDArray[np.float32],
-        content: NDArray[Any],
-        matches: Sequence[NDArray[np.int32]],
-        weights: Sequence[NDArray[np.float32]],
+        sr: Any,
+        lr: Any,
+        content: Any,
+        matches: Sequence[Any],
+        weights: Sequence[Any],
         scales: Sequence[EncodedScale],
-        stats: Stats,
+        stats: Stats | None,
         steps: _Steps,
     ) -> None:
         """Restore and finish one tile, with its halo, from every reference; write the tile itself into `sr`."""
         rows, cols = (
-            slice(max(0, part.start - self.config.halo), min(whole, part.stop + self.config.halo))
-            for part, whole in zip(tile, sr.shape[:2] // np.array(SCALE), strict=True)
+            slice(max(0, part.start - self.config.halo), min(whole // SCALE, part.stop + self.config.halo))
+            for part, whole in zip(tile, sr.shape[2:], strict=True)
         )
-        part_of_content = content[:, :, rows, cols]
-        accumulator = np.zeros(
-            (1, self.config.channels[-1], SCALE * part_of_content.shape[2], SCALE * part_of_content.shape[3]), content.dtype
-        )
+        every = slice(None)
+        part_of_content = content[every, every, rows, cols]
+        sides = tuple(SCALE * side for side in part_of_content.shape[2:])
+        accumulator = on.zeros((1, self.config.channels[-1], *sides), part_of_content.dtype)
         for i, (match, weight, scale) in enumerate(zip(matches, weights, scales, strict=True)):
             steps.next(f"restoring from {i + 1} of {len(scales)}")
-            inputs: Arrays = {
+            inputs: dict[str, Any] = {
                 "content": part_of_content,
-                "match": match[:, :, rows.start : rows.stop + 2, cols.start : cols.stop + 2],
-                "weight": weight[:, :, rows, cols],
+                "match": match[every, every, rows.start : rows.stop + 2, cols.start : cols.stop + 2],
+                "weight": weight[every, every, rows, cols],
                 "accumulator": accumulator,
             }
             for name, tensor in scale.tensors.items():
@@ -240,16 +318,19 @@ class Upscaler:
                     inputs[name] = tensor
                 elif name.startswith("warp_mask_"):
                     s = int(name.removeprefix("warp_mask_"))
-                    inputs[name] = tensor[:, :, s * rows.start : s * rows.stop, s * cols.start : s * cols.stop]
-            accumulator = self._run("restore", inputs, stats)["accumulator_out"]
-        finished = self._run("finish", {"accumulator": accumulator, "lr": lr[:, :, rows, cols]}, stats)["sr"][0]
+                    inputs[name] = tensor[every, every, s * rows.start : s * rows.stop, s * cols.start : s * cols.stop]
+            accumulator = self._run(on, "restore", inputs, stats)["accumulator_out"]
+        finished = self._run(on, "finish", {"accumulator": accumulator, "lr": lr[every, every, rows, cols]}, stats)["sr"]
+        target = sr[every, every, _times(tile[0]), _times(tile[1])]
         top, left = SCALE * (tile[0].start - rows.start), SCALE * (tile[1].start - cols.start)
-        target = sr[_times(tile[0]), _times(tile[1])]
-        target[:] = finished[:, top : top + target.shape[0], left : left + target.shape[1]].transpose(1, 2, 0)
+        on.copy(target, finished[every, every, top : top + target.shape[2], left : left + target.shape[3]])
 
-    def _run(self, stage: str, inputs: Mapping[str, NDArray[Any]], stats: Stats) -> Arrays:
+    def _run(self, on: Execution, stage: str, inputs: Mapping[str, Any], stats: Stats | None) -> dict[str, Any]:
+        if stats is None:
+            return on.run(stage, inputs)
         begin = time.perf_counter()
-        outputs = self._backend.run(stage, inputs)
+        outputs = on.run(stage, inputs)
+        on.synchronize()
         stats.add(stage, time.perf_counter() - begin)
         return outputs
 
@@ -262,8 +343,13 @@ class _Steps:
 
     def next(self, what: str) -> None:
         if self._progress is not None:
-            self._progress(self._done, self._total, what)
+            self._progress(min(self._done, self._total), self._total, what)  # smaller tiles than planned are more steps
         self._done += 1
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**31:
+        raise AmsaError(f"seed is {seed}; it must be from 0 to {2**31 - 1}")
 
 
 def fusion_weights(relevances: Sequence[NDArray[np.float32]], sharpness: float) -> list[NDArray[np.float32]]:

@@ -64,7 +64,7 @@ def test_the_shipped_model_is_the_default() -> None:
 
 
 def test_an_unknown_backend() -> None:
-    assert error_of(None, "cuda") == "unknown backend 'cuda'; choose one of auto, onnxruntime, torch"
+    assert error_of(None, "cuda") == "unknown backend 'cuda'; choose one of auto, onnxruntime, torch, tensorrt"
 
 
 @pytest.mark.parametrize("backend", ["auto", "onnxruntime", "torch"])

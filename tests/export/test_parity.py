@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from amsa import Upscaler
-from amsa.engine.backends import Arrays, Backend
+from amsa.engine.backends import Arrays, Backend, HostExecution
 from amsa.engine.metrics import psnr
 from amsa.model import AMSA
 
@@ -28,7 +28,7 @@ CASES = [
 ]
 
 
-class Both:
+class Both(HostExecution):
     """A backend that runs a stage on two others with the same inputs, keeps how far they differ, and returns one's."""
 
     name = "both"
