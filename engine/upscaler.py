@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..errors import AmsaError
 from ..stages import LR_MIN, REF_MIN, SCALE
-from .backends import Execution, open_backend
+from .backends import Backend, Execution, open_backend
 from .gpu.cuda import OutOfDeviceMemory
 from .images import Photo, from_array, require_size, resize_bicubic, to_array
 from .references import EncodedReference, EncodedScale, common_canvas, pad_edges, prepare_lr, prepare_scales
@@ -73,36 +73,44 @@ class Upscaler:
         engines: str | Path | None = None,
         max_device_memory: int | None = None,
     ) -> None:
-        if tile < 1:
-            raise AmsaError(f"tile is {tile}; it must be at least 1 LR pixel")
-        if matching not in MATCHINGS:
-            raise AmsaError(f"unknown matching {matching!r}; choose one of {', '.join(MATCHINGS)}")
+        _check_settings(tile, matching)
         if matching != "patchmatch" and backend == "tensorrt":
             raise AmsaError(f"matching {matching!r} has no CUDA kernel; with the tensorrt backend take 'patchmatch'")
-        self._backend = open_backend(path, backend, threads, engines, max_device_memory)
-        self.config = self._backend.config
+        self._use(open_backend(path, backend, threads, engines, max_device_memory), tile, matching)
+
+    @classmethod
+    def on(cls, backend: Backend, tile: int = TILE, matching: str = "patchmatch") -> Upscaler:
+        """An upscaler on a backend that is open already."""
+        _check_settings(tile, matching)
+        upscaler = cls.__new__(cls)
+        upscaler._use(backend, tile, matching)
+        return upscaler
+
+    def _use(self, backend: Backend, tile: int, matching: str) -> None:
+        self.backend_in_use = backend
+        self.config = backend.config
         self.tile = tile
         self.matching = matching
 
     @property
     def backend(self) -> str:
         """The name of the backend in use."""
-        return self._backend.name
+        return self.backend_in_use.name
 
     @property
     def device(self) -> str:
         """What computes: "CPU", or the GPU's name."""
-        return self._backend.device
+        return self.backend_in_use.device
 
     @property
     def kernels(self) -> str:
         """What runs the custom ops, in words."""
-        return self._backend.kernels
+        return self.backend_in_use.kernels
 
     @property
     def trained(self) -> bool:
         """Whether the weights are trained; if not, pictures show little more than the upsampled LR."""
-        return self._backend.trained
+        return self.backend_in_use.trained
 
     def upscale(self, lr: Picture, refs: Sequence[Picture | EncodedReference], *, seed: int = 0) -> Picture:
         """Upscale a picture x4.
@@ -136,7 +144,7 @@ class Upscaler:
             if lr_size is None:
                 raise AmsaError("published models encode a reference for one LR size; give lr_size=(height, width)")
             canvas = common_canvas(lr_size, [(photo.height, photo.width)])
-        with self._backend.call() as on:
+        with self.backend_in_use.call() as on:
             return self._encode(on, photo, canvas, None, _Steps(None, 0))
 
     def upscale_tensor(self, lr: Any, refs: Sequence[EncodedReference], *, seed: int = 0) -> Any:
@@ -159,7 +167,7 @@ class Upscaler:
             raise AmsaError("give at least one reference that encode_reference returned")
         _check_seed(seed)
         self._canvas((0, 0), refs)
-        with self._backend.call() as on:
+        with self.backend_in_use.call() as on:
             tensor = on.to_device(lr)
             shape = tuple(tensor.shape)
             if len(shape) != 4 or shape[:2] != (1, 3) or min(shape[2:]) < LR_MIN or tensor.dtype != np.float32:
@@ -202,7 +210,7 @@ class Upscaler:
         tiles = len(list(_tiles(lr.height, lr.width, self.tile)))
         steps = _Steps(progress, 1 + to_encode + count + tiles * count)
 
-        with self._backend.call() as on:
+        with self.backend_in_use.call() as on:
             scales: list[EncodedScale] = []
             for ref in refs:
                 scales += (self._encode(on, ref, canvas, stats, steps) if isinstance(ref, Photo) else ref).scales
@@ -256,7 +264,7 @@ class Upscaler:
 
     def _canvas(self, lr_size: tuple[int, int], refs: Sequence[Photo | EncodedReference]) -> tuple[int, int] | None:
         encoded = [ref for ref in refs if isinstance(ref, EncodedReference)]
-        mine = self.config, self._backend.precision, self._backend.name
+        mine = self.config, self.backend_in_use.precision, self.backend_in_use.name
         if any((ref.config, ref.precision, ref.backend) != mine for ref in encoded):
             raise AmsaError(
                 "a reference was encoded by a model of another config or precision, or on another backend; "
@@ -281,7 +289,7 @@ class Upscaler:
             if canvas is not None and scales:  # the published protocol takes the values of scale 0 for every scale
                 tensors = {k: v if k.startswith("key_") else scales[0].tensors[k] for k, v in tensors.items()}
             scales.append(EncodedScale(tensors, valid))
-        return EncodedReference(scales, canvas, self.config, self._backend.precision, self._backend.name)
+        return EncodedReference(scales, canvas, self.config, self.backend_in_use.precision, self.backend_in_use.name)
 
     def _restore_tile(
         self,
@@ -345,6 +353,13 @@ class _Steps:
         if self._progress is not None:
             self._progress(min(self._done, self._total), self._total, what)  # smaller tiles than planned are more steps
         self._done += 1
+
+
+def _check_settings(tile: int, matching: str) -> None:
+    if tile < 1:
+        raise AmsaError(f"tile is {tile}; it must be at least 1 LR pixel")
+    if matching not in MATCHINGS:
+        raise AmsaError(f"unknown matching {matching!r}; choose one of {', '.join(MATCHINGS)}")
 
 
 def _check_seed(seed: int) -> None:

@@ -1,7 +1,6 @@
 """Launches plans on a GPU through the CUDA driver's own interface (libcuda): no binding, no toolkit.
 
-Needs a driver for CUDA 12.4 or later. Nothing here can be executed without a card; the plans and the kernels are what the tests
-prove on a CPU.
+Needs a driver for CUDA 12.4 or later. The tests run it on a driver of their own, which needs no card (`tests/cuda/libcuda`).
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from .nvrtc import ARCHITECTURES, KernelError, compile_cubin
 
 _FOLDER = Path(__file__).parent
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+_NOT_INITIALIZED = 3
 
 
 @cache
@@ -47,12 +47,21 @@ def _architecture(device: ctypes.c_int) -> str:
 
 @cache
 def _functions(op: str, context: int) -> dict[str, ctypes.c_void_p]:
-    """An op's kernels by name, loaded into a context. Each is loaded now, not at its first launch as the driver would: that
-    could be while a CUDA graph is captured, where loading is forbidden."""
-    device, module, count = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_uint()
+    """An op's kernels by name, loaded into the current context, whose identifier this is. Each is loaded now, not at its first
+    launch as the driver would: that could be while a CUDA graph is captured, where loading is forbidden."""
+    device, module = ctypes.c_int(), ctypes.c_void_p()
     _check(_driver().cuCtxGetDevice(ctypes.byref(device)), "cuCtxGetDevice")
     cubin = compile_cubin(_FOLDER / op / "kernels.cu", _architecture(device))
     _check(_driver().cuModuleLoadData(ctypes.byref(module), cubin), f"kernels of {op}")
+    try:
+        return _named_functions(op, module)
+    except KernelError:
+        _driver().cuModuleUnload(module)
+        raise
+
+
+def _named_functions(op: str, module: ctypes.c_void_p) -> dict[str, ctypes.c_void_p]:
+    count = ctypes.c_uint()
     _check(_driver().cuModuleGetFunctionCount(ctypes.byref(count), module), "cuModuleGetFunctionCount")
     handles = (ctypes.c_void_p * count.value)()
     _check(_driver().cuModuleEnumerateFunctions(handles, count, module), "cuModuleEnumerateFunctions")
@@ -60,7 +69,7 @@ def _functions(op: str, context: int) -> dict[str, ctypes.c_void_p]:
     for handle in handles:
         name, function = ctypes.c_char_p(), ctypes.c_void_p(handle)
         _check(_driver().cuFuncGetName(ctypes.byref(name), function), "cuFuncGetName")
-        _check(_driver().cuFuncLoad(function), f"kernel {name.value!r} of {op}")
+        _check(_driver().cuFuncLoad(function), f"kernel {(name.value or b'').decode()} of {op}")
         functions[(name.value or b"").decode()] = function
     return functions
 
@@ -77,11 +86,14 @@ def load_kernels(op: str) -> dict[str, ctypes.c_void_p]:
     Raises:
         KernelError: no driver, no current context, a device without kernels, or sources that do not compile.
     """
-    context = ctypes.c_void_p()
-    _check(_driver().cuCtxGetCurrent(ctypes.byref(context)), "cuCtxGetCurrent")
-    if not context.value:
+    context, identifier = ctypes.c_void_p(), ctypes.c_ulonglong()
+    status = _driver().cuCtxGetCurrent(ctypes.byref(context))
+    if status == _NOT_INITIALIZED or (status == 0 and not context.value):
         raise KernelError("no current CUDA context; make the device's primary context current first")
-    return _functions(op, context.value)
+    _check(status, "cuCtxGetCurrent")
+    # Not by its address: that of a context which is gone may be another's.
+    _check(_driver().cuCtxGetId(context, ctypes.byref(identifier)), "cuCtxGetId")
+    return _functions(op, identifier.value)
 
 
 def launch_all(op: str, launches: Sequence[Launch], stream: ctypes.c_void_p) -> None:
@@ -95,6 +107,8 @@ def launch_all(op: str, launches: Sequence[Launch], stream: ctypes.c_void_p) -> 
     Raises:
         KernelError: no driver, no current context, a device without kernels, or a refused launch.
     """
+    if not launches:
+        return
     functions = load_kernels(op)
     for launch in launches:
         if launch.kernel not in functions:

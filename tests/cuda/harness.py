@@ -130,7 +130,7 @@ class Device:
         arrays = {name: np.ascontiguousarray(a) for name, a in buffers.items()}
         memory = _Memory({name: a.nbytes for name, a in arrays.items()})
         program = _driver(tuple(self.sources), self.build)
-        shared = _static_shared(program)
+        shared = static_shared(program)
         with tempfile.TemporaryDirectory(prefix="amsa-cuda-") as folder:
             job, result = Path(folder) / "job", Path(folder) / "result"
             with job.open("wb") as file:
@@ -198,16 +198,28 @@ def _pointers(kind: Any, offset: int, name: str) -> Iterator[tuple[int, str]]:
 
 def _driver(sources: tuple[Path, ...], build: Build) -> Path:
     """The program that runs jobs with these kernels; compiled where the cache has none."""
+    return _cached("driver", (*_BUILDS[build][2], *map(str, _objects(sources, _RUNTIME_SOURCES, build))), [])
+
+
+def shared_library(name: str, kernels: Sequence[Path], runtime: Sequence[Path], link_flags: Sequence[str]) -> Path:
+    """A library with these kernels, in the build "fast", the scheduler and more of the runtime; from the cache, as all.
+
+    Only what is declared so is visible outside of it."""
+    objects = _objects(kernels, (_RUNTIME_SOURCES[0], *runtime), "fast", ("-fPIC", "-fvisibility=hidden"))
+    return _cached(name, ("-shared", *map(str, objects), *link_flags), [])
+
+
+def _objects(kernels: Sequence[Path], runtime: Sequence[Path], build: Build, more: tuple[str, ...] = ()) -> list[Path]:
     folders = include_folders()
     if folders is None:
         raise RuntimeError(missing())
-    kernel_flags, runtime_flags, link_flags = _BUILDS[build]
+    kernel_flags, runtime_flags, _ = _BUILDS[build]
     include = [flag for f in folders for flag in ("-isystem", str(f))]
-    as_kernel = (*_FLAGS, "-g", *kernel_flags, *include, "-x", "c++", "-include", str(_RUNTIME / "device.hpp"), "-Wno-attributes")
-    as_runtime = (*_FLAGS, *runtime_flags, *include)
-    objects = [_cached("runtime", (*as_runtime, "-c", s.name), [s]) for s in _RUNTIME_SOURCES]
-    objects += [_cached("kernels", (*as_kernel, "-c", s.name), [s, _RUNTIME / "device.hpp"]) for s in sources]
-    return _cached("driver", (*link_flags, *map(str, objects)), [])
+    as_kernel = (*_FLAGS, *more, "-g", *kernel_flags, *include)
+    as_kernel += ("-x", "c++", "-include", str(_RUNTIME / "device.hpp"), "-Wno-attributes")
+    as_runtime = (*_FLAGS, *more, *runtime_flags, *include)
+    objects = [_cached("runtime", (*as_runtime, "-c", s.name), [s]) for s in runtime]
+    return objects + [_cached("kernels", (*as_kernel, "-c", s.name), [s, _RUNTIME / "device.hpp"]) for s in kernels]
 
 
 def _cached(name: str, arguments: Sequence[str], sources: Sequence[Path]) -> Path:
@@ -248,8 +260,8 @@ def _compiler() -> str:
 
 
 @cache
-def _static_shared(program: Path) -> dict[str, int]:
-    """Bytes of `__shared__` variables that each kernel declares, by the program's symbols: `kernel(Params)::name`."""
+def static_shared(program: Path) -> dict[str, int]:
+    """Bytes of `__shared__` variables that each kernel declares, by the symbols of a binary: `kernel(Params)::name`."""
     symbols = subprocess.run(["nm", "-S", "-C", str(program)], capture_output=True, text=True, check=True).stdout
     ends = {name: at for at, name in re.findall(r"^(\w+) \w __(start|stop)_device_shared$", symbols, re.MULTILINE)}
     if len(ends) < 2:

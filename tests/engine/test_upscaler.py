@@ -160,7 +160,7 @@ def test_padding_is_never_matched(upscaler: Upscaler) -> None:
     lr = prepare_lr(np.full((16, 16, 3), 0.5, np.float32), None)
     photo = picture(70, 70, 1)
     photo[-1], photo[:, -1] = 128, 128
-    backend = upscaler._backend
+    backend = upscaler.backend_in_use
     pixels, valid = prepare_scales(from_array(photo).rgb, SMALL, None)[0]
     queries, keys = backend.run("encode_lr", {"lr": lr}), backend.run("encode_ref", {"ref": pixels})
     tensors = {k: v for k, v in {**queries, **keys}.items() if k.startswith(("query_", "key_"))}
@@ -358,8 +358,8 @@ def test_the_halo_is_as_far_as_a_pixel_sees(tmp_path: Path, name: str) -> None:
         unknown = np.ones(height, bool)
         unknown[max(0, tile.start - seen) : tile.stop + seen] = False
         known = {k: np.where(unknown[:, None], np.float32(np.nan), v) for k, v in (("content", content), ("lr", lr))}
-        accumulator = upscaler._backend.run("restore", inputs | {"content": known["content"]})["accumulator_out"]
-        sr = upscaler._backend.run("finish", {"accumulator": accumulator, "lr": known["lr"]})["sr"]
+        accumulator = upscaler.backend_in_use.run("restore", inputs | {"content": known["content"]})["accumulator_out"]
+        sr = upscaler.backend_in_use.run("finish", {"accumulator": accumulator, "lr": known["lr"]})["sr"]
         return sr[:, :, 4 * tile.start : 4 * tile.stop]
 
     whole = restored(height)

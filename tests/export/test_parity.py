@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from amsa import Upscaler
-from amsa.engine.backends import Arrays, Backend, HostExecution
+from amsa.engine.images import from_array
 from amsa.engine.metrics import psnr
+from amsa.engine.stage_comparison import compare_stages
 from amsa.model import AMSA
 
 Exported = Callable[[str], tuple[AMSA, Path, Path]]
@@ -28,47 +29,20 @@ CASES = [
 ]
 
 
-class Both(HostExecution):
-    """A backend that runs a stage on two others with the same inputs, keeps how far they differ, and returns one's."""
-
-    name = "both"
-
-    def __init__(self, reference: Backend, other: Backend) -> None:
-        self.config, self.precision, self.trained = reference.config, reference.precision, reference.trained
-        self._reference, self._other = reference, other
-        self.differences: dict[str, float] = {}
-        self.positions = self.other_matches = 0
-        self.worst_tie = 0.0
-
-    def run(self, stage: str, inputs: Arrays) -> Arrays:
-        expected, found = self._reference.run(stage, inputs), self._other.run(stage, inputs)
-        assert {k: v.shape for k, v in expected.items()} == {k: v.shape for k, v in found.items()}
-        assert all(np.isfinite(v).all() for v in (*expected.values(), *found.values())), stage
-        if stage == "match":
-            differs = (expected["match"] != found["match"]).any(1)[0, 2:-2, 2:-2]
-            gap = np.abs(expected["relevance"] - found["relevance"])[0, 0, 1:-1, 1:-1]
-            self.positions += differs.size
-            self.other_matches += int(differs.sum())
-            self.worst_tie = max(self.worst_tie, float(gap.max()))
-        else:
-            worst = max(float(np.abs(expected[k] - found[k]).max() / max(1, np.abs(expected[k]).max())) for k in expected)
-            self.differences[stage] = max(self.differences.get(stage, 0), worst)
-        return expected
-
-
 def check(folder: Path, checkpoint: Path, lr: NDArray[np.uint8], refs: list[NDArray[np.uint8]]) -> None:
     onnx, torch_ = Upscaler(folder), Upscaler(checkpoint)
     assert (onnx.backend, torch_.backend) == ("onnxruntime", "torch")
     end_to_end = [np.asarray(u.upscale(lr, refs), np.float64) for u in (onnx, torch_)]
     assert psnr(*end_to_end, 4) >= 50
-    both = Both(torch_._backend, onnx._backend)
-    torch_._backend = both
-    torch_.upscale(lr, refs)
-    assert both.other_matches <= 0.001 * both.positions
-    assert both.worst_tie < 1e-4
-    # given the same matches: features to rounding, the picture within 1e-3
-    assert both.differences["finish"] < 1e-3
-    assert max(both.differences.values()) < 1e-3, both.differences
+    photos = from_array(lr), [from_array(ref) for ref in refs]
+    for difference in compare_stages(torch_, onnx, *photos):
+        if difference.tensor == "match":
+            assert difference.equal >= 0.999
+            assert difference.holds
+        elif difference.tensor == "relevance":
+            assert difference.largest < 1e-4
+        else:  # given the same matches: features to rounding, the picture within 1e-3
+            assert difference.largest < 1e-3, difference
 
 
 @pytest.mark.parametrize(("name", "lr", "refs"), CASES)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,6 +20,7 @@ from amsa.engine.demo import load_pair, shrink
 from amsa.engine.gpu.cuda import open_cuda
 from amsa.engine.images import Photo
 from amsa.engine.metrics import psnr
+from amsa.engine.stage_comparison import compare_stages
 from amsa.engine.tensorrt_build import build_engines
 from amsa.engine.tensorrt_module import RUNTIMES
 
@@ -31,8 +31,6 @@ _runtimes = [runtime for runtime, module in RUNTIMES.items() if find_spec(module
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(_why) or not _runtimes, reason=_why or "no TensorRT")]
 
 MODELS = {"fp32": SHIPPED_MODEL, "fp16": SHIPPED_ENGINE_MODEL}
-# Of a stage's outputs against ONNX Runtime's, as a share of their largest value: FP16's sums differ in order and rounding.
-BOUNDS = {"fp32": 2e-3, "fp16": 2e-2}
 PSNR = {"fp32": 55.0, "fp16": 48.0}
 
 
@@ -54,29 +52,11 @@ def photos() -> tuple[Photo, Photo]:
 def test_every_stage_is_onnx_runtimes(on_gpu: tuple[str, Upscaler], photos: tuple[Photo, Photo]) -> None:
     """Each stage gets what ONNX Runtime made of the one before, so that a difference is its own."""
     precision, upscaler = on_gpu
-    cpu = Upscaler(MODELS[precision], "onnxruntime")
-    worst: dict[str, float] = {}
-    run = cpu._backend.run  # type: ignore[attr-defined]
-
-    def both(stage: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        expected = run(stage, inputs)
-        with upscaler._backend.call() as on:
-            found = on.run(stage, {k: on.to_device(np.ascontiguousarray(v)) for k, v in inputs.items()})
-            for name, array in found.items():
-                mine, theirs = on.to_host(array), expected[name]
-                if name == "match":
-                    worst["other matches"] = max(worst.get("other matches", 0), float((mine != theirs).any(1).mean()))
-                else:
-                    difference = np.abs(mine.astype(np.float32) - theirs.astype(np.float32)).max()
-                    share = float(difference / max(1.0, np.abs(theirs).max()))
-                    worst[f"{stage} {name}"] = max(worst.get(f"{stage} {name}", 0), share)
-        return dict(expected)
-
-    cpu._backend.run = both  # type: ignore[attr-defined]
-    cpu.upscale_photo(photos[0], [photos[1]])
-    print({name: f"{value:.1e}" for name, value in worst.items()})
-    assert worst.pop("other matches") <= 0.01
-    assert {name: value for name, value in worst.items() if not value <= BOUNDS[precision]} == {}
+    lr, ref = photos
+    differences = compare_stages(Upscaler(MODELS[precision], "onnxruntime"), upscaler, lr, [ref])
+    for d in differences:
+        print(f"{d.stage} {d.tensor}: largest {d.largest:.1e} of at most {d.bound:.1e}, mean {d.mean:.1e}, {d.psnr:.1f} dB")
+    assert [d for d in differences if not d.holds] == []
 
 
 def test_the_picture_is_onnx_runtimes(on_gpu: tuple[str, Upscaler], photos: tuple[Photo, Photo]) -> None:

@@ -250,6 +250,8 @@ class Driver:
             target = getattr(arguments[0], "_obj", None) if arguments else None
             if name == "cuCtxGetCurrent":
                 target.value = 7
+            elif name == "cuCtxGetId":
+                arguments[1]._obj.value = 1
             elif name == "cuDeviceGetAttribute":
                 target.value = {75: 7, 76: 5}[arguments[1]]
             elif name == "cuModuleGetFunctionCount":
@@ -285,7 +287,7 @@ def test_kernels_are_loaded_when_attached_and_not_when_launched(driver: Driver) 
     driver.calls.clear()
     launch = Launch("norm", (3, 2, 1), (128, 1, 1), ctypes.c_int(5), 64)  # type: ignore[arg-type]
     launcher.launch_all("deformable_sample", [launch, launch], ctypes.c_void_p(42))
-    assert set(driver.calls) == {"cuCtxGetCurrent", "cuLaunchKernel"}
+    assert set(driver.calls) == {"cuCtxGetCurrent", "cuCtxGetId", "cuLaunchKernel"}
     assert driver.launched == [(101, 3, 2, 1, 128, 1, 1, 64, 42)] * 2
 
 

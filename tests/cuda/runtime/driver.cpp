@@ -73,11 +73,12 @@ void run_launch(Job& job, const std::vector<Buffer>& buffers, device::Order orde
     char* const address = buffers.at(buffer).data + offset;
     memcpy(params.data() + at, &address, sizeof address);
   }
-  const device::Kernel& kernel = device::find_kernel(name);
-  if (params.size() != kernel.params_size)
+  const device::Kernel* const kernel = device::find_kernel(name);
+  if (!kernel) stop("no kernel " + name + " in the sources");
+  if (params.size() != kernel->params_size)
     stop(name + ": the launch's parameters take " + std::to_string(params.size()) + " bytes, the kernel's " +
-         std::to_string(kernel.params_size));
-  device::launch(kernel, shape, params.data(), order, random);
+         std::to_string(kernel->params_size));
+  device::launch(*kernel, shape, params.data(), order, random);
 }
 
 }  // namespace

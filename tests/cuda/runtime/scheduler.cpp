@@ -268,22 +268,6 @@ void run_block(std::vector<unsigned>& turns, Order order, std::mt19937& random) 
   }
 }
 
-// As the hardware, which refuses such a launch. Limits of compute capability 7.5.
-void check(const Shape& shape) {
-  const dim3 &grid = shape.grid, &block = shape.block;
-  const uint64_t size = uint64_t(block.x) * block.y * block.z;
-  const std::string name = std::string(kernel->name) + ": ";
-  if (!size || size > kMaxThreads || block.z > 64)
-    stop(name + "a block of " + text(block) + " threads; 1024 and z = 64 are the most");
-  if (size > kernel->max_threads)
-    stop(name + "a block of " + std::to_string(size) + " threads; its launch bounds are " + std::to_string(kernel->max_threads));
-  if (!grid.x || !grid.y || !grid.z || grid.x >= 1u << 31 || grid.y > 65535 || grid.z > 65535)
-    stop(name + "a grid of " + text(grid) + " blocks; y and z go from 1 to 65535");
-  if (uint64_t(shape.dynamic_shared) + shape.static_shared > kMaxShared)
-    stop(name + std::to_string(shape.static_shared) + " bytes of static and " + std::to_string(shape.dynamic_shared) +
-         " of dynamic shared memory; 49152 are the most");
-}
-
 std::vector<Kernel>& kernels() {  // in a function: registrations run before main, in no order
   static std::vector<Kernel> list;
   return list;
@@ -330,16 +314,33 @@ uint64_t shuffle(const char* what, Where at, unsigned mask, uint64_t value, unsi
 
 Registration::Registration(Kernel kernel) { kernels().push_back(kernel); }
 
-const Kernel& find_kernel(const std::string& name) {
+const Kernel* find_kernel(const std::string& name) {
   for (const Kernel& k : kernels())
-    if (k.name == name) return k;
-  stop("no kernel " + name + " in the sources");
+    if (k.name == name) return &k;
+  return nullptr;
+}
+
+// Limits of compute capability 7.5.
+std::string refusal(const Kernel& kernel, const Shape& shape) {
+  const dim3 &grid = shape.grid, &block = shape.block;
+  const uint64_t size = uint64_t(block.x) * block.y * block.z;
+  const std::string name = std::string(kernel.name) + ": ";
+  if (!size || size > kMaxThreads || block.z > 64)
+    return name + "a block of " + text(block) + " threads; 1024 and z = 64 are the most";
+  if (size > kernel.max_threads)
+    return name + "a block of " + std::to_string(size) + " threads; its launch bounds are " + std::to_string(kernel.max_threads);
+  if (!grid.x || !grid.y || !grid.z || grid.x >= 1u << 31 || grid.y > 65535 || grid.z > 65535)
+    return name + "a grid of " + text(grid) + " blocks; y and z go from 1 to 65535";
+  if (uint64_t(shape.dynamic_shared) + shape.static_shared > kMaxShared)
+    return name + std::to_string(shape.static_shared) + " bytes of static and " + std::to_string(shape.dynamic_shared) +
+           " of dynamic shared memory; 49152 are the most";
+  return "";
 }
 
 void launch(const Kernel& which, const Shape& shape, const void* params, Order order, std::mt19937& random) {
   kernel = &which;
   kernel_params = params;
-  check(shape);
+  if (const std::string refused = refusal(which, shape); !refused.empty()) stop(refused);
   grid_size = shape.grid;
   block_size = shape.block;
   count = block_size.x * block_size.y * block_size.z;

@@ -18,7 +18,8 @@ struct Shape {
   unsigned dynamic_shared, static_shared;  // bytes
 };
 
-const Kernel& find_kernel(const std::string& name);
+const Kernel* find_kernel(const std::string& name);                 // null: there is none in the sources
+std::string refusal(const Kernel& kernel, const Shape& shape);       // why the hardware refuses a launch; empty: it does not
 void launch(const Kernel& kernel, const Shape& shape, const void* params, Order order, std::mt19937& random);
 
 }  // namespace device

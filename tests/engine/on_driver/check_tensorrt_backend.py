@@ -29,25 +29,17 @@ from amsa.engine.gpu.memory import Budget, DeviceArray, Pool
 from amsa.engine.images import Photo
 from amsa.manifest import FILE_NAME
 
+from ...cuda.cpu_driver import Control
 from . import tensorrt_on_cpu as stand_in
 
 driver = ctypes.CDLL("libcuda.so.1")
+control = Control()
 ILLEGAL_ADDRESS = 700
-
-
-def live(what: str) -> int:
-    function = getattr(driver, f"amsa_test_live_{what}")
-    function.restype = ctypes.c_uint64
-    return int(function())
-
-
-def fail_next(function: str, status: int, after: int = 1) -> None:
-    driver.amsa_test_fail_next(function.encode(), status, after)
 
 
 @pytest.fixture(autouse=True)
 def fresh_driver() -> Iterator[None]:
-    driver.amsa_test_reset()
+    control.reset()
     yield
     gc.collect()
     assert stand_in.problems == []
@@ -168,11 +160,11 @@ def test_repeated_calls_are_replayed(
     for _ in range(4):
         assert same(upscaler.upscale_photo(lr, encoded), expected)
         assert same(upscaler.upscale_photo(other, encoded), wanted)
-    (lane,) = upscaler._backend._idle  # type: ignore[attr-defined]
+    (lane,) = upscaler.backend_in_use._idle
     assert lane._graphs.replays == 6 * 10  # all but the first call and the second
-    assert live("graphs") == len([e for e in lane._graphs._entries.values() if e.graph])
-    upscaler._backend.close()  # type: ignore[attr-defined]
-    assert live("graphs") == 0
+    assert control.live("graphs") == len([e for e in lane._graphs._entries.values() if e.graph])
+    upscaler.backend_in_use.close()
+    assert control.live("graphs") == 0
 
 
 def test_graphs_that_are_not_used_go(
@@ -187,7 +179,7 @@ def test_graphs_that_are_not_used_go(
     small = Photo(lr.rgb[:20, :20])
     for _ in range(4):
         upscaler.upscale_photo(small, encoded[:1])
-        assert live("graphs") <= 8
+        assert control.live("graphs") <= 8
     assert same(upscaler.upscale_photo(lr, encoded), expected)
 
 
@@ -201,7 +193,7 @@ def test_what_cannot_be_recorded_is_told_once(
     if cause == "enqueue":
         stand_in.not_recordable.add("match")
     else:
-        fail_next("cuGraphInstantiateWithFlags", 999)
+        control.fail_next("cuGraphInstantiateWithFlags", 999)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(4):
@@ -236,7 +228,7 @@ def test_threads_have_lanes_of_their_own(
     for thread in threads:
         thread.join()
     assert wrong == []
-    assert len(upscaler._backend._idle) == 2  # type: ignore[attr-defined]
+    assert len(upscaler.backend_in_use._idle) == 2
 
 
 # ------------------------------------------------------------------------------------------------ memory
@@ -253,16 +245,16 @@ def test_nothing_grows_and_all_is_given_back(
     for _ in range(6):
         upscaler.upscale_photo(lr, encoded)
         gc.collect()
-        counts.append([live(what) for what in ("allocations", "host_allocations", "events", "streams", "graphs")])
+        counts.append([control.live(what) for what in ("allocations", "host_allocations", "events", "streams", "graphs")])
     assert counts[3:] == [counts[3]] * 3
-    assert upscaler._backend.memory["held"] > 0  # type: ignore[attr-defined]
-    upscaler._backend.close()  # type: ignore[attr-defined]
+    assert upscaler.backend_in_use.memory["held"] > 0
+    upscaler.backend_in_use.close()
     assert same(upscaler.upscale_photo(lr, encoded), expected)  # what references hold is still there
-    upscaler._backend.close()  # type: ignore[attr-defined]
+    upscaler.backend_in_use.close()
     del encoded
     gc.collect()
-    assert upscaler._backend.memory["held"] == 0  # type: ignore[attr-defined]
-    assert [live(what) for what in ("allocations", "host_allocations", "events", "streams", "graphs")] == [0] * 5
+    assert upscaler.backend_in_use.memory["held"] == 0
+    assert [control.live(what) for what in ("allocations", "host_allocations", "events", "streams", "graphs")] == [0] * 5
 
 
 def test_smaller_tiles_where_memory_is_short(opened: Callable[..., Upscaler], on_cpu: Upscaler) -> None:
@@ -271,31 +263,31 @@ def test_smaller_tiles_where_memory_is_short(opened: Callable[..., Upscaler], on
     upscaler = opened(lr="16x16/32x32/160x64")
     whole = upscaler.upscale_photo(lr, [ref])
     assert same(whole, on_cpu.upscale_photo(lr, [ref]))
-    peak = upscaler._backend.memory["peak"]  # type: ignore[attr-defined]
+    peak = upscaler.backend_in_use.memory["peak"]
     capped = opened(lr="16x16/32x32/160x64", max_device_memory=int(0.6 * peak))
     with pytest.warns(
         UserWarning, match=r"restoring again in tiles of (64|32|16) LR pixels: not enough device memory: the cap of"
     ):
         tiled = capped.upscale_photo(lr, [ref])
     np.testing.assert_allclose(tiled.rgb, whole.rgb, atol=1e-5)
-    assert capped._backend.memory["peak"] <= 0.6 * peak  # type: ignore[attr-defined]
+    assert capped.backend_in_use.memory["peak"] <= 0.6 * peak
 
 
 def test_a_gpu_that_is_full(opened: Callable[..., Upscaler], photos: tuple[Photo, Photo, Photo], expected: Photo) -> None:
     upscaler = opened()
     lr, *refs = photos
-    driver.amsa_test_set_memory(ctypes.c_uint64(1 << 20))
+    control.set_memory(1 << 20)
     with pytest.raises(OutOfDeviceMemory, match=r"not enough device memory: the GPU has no room for [\d,]+ bytes more"):
         upscaler.upscale_photo(lr, refs)
-    driver.amsa_test_set_memory(ctypes.c_uint64(1 << 33))
+    control.set_memory(1 << 33)
     gc.collect()
-    assert live("allocations") == 0
+    assert control.live("allocations") == 0
     assert same(upscaler.upscale_photo(lr, refs), expected)
 
 
 def test_idle_lanes_make_room(opened: Callable[..., Upscaler], photos: tuple[Photo, Photo, Photo]) -> None:
     upscaler = opened()
-    backend: Any = upscaler._backend
+    backend: Any = upscaler.backend_in_use
     with backend.call() as first, backend.call() as second:
         first.empty((1, 1, 1000, 1000), np.float32)
         second.empty((1, 1, 10, 10), np.float32)
@@ -308,7 +300,7 @@ def test_idle_lanes_make_room(opened: Callable[..., Upscaler], photos: tuple[Pho
 
 def test_the_pool_hands_out_what_came_back() -> None:
     gpu = open_cuda("cuda-bindings")
-    driver.cuCtxSetCurrent(ctypes.c_void_p(int(gpu._context)))  # type: ignore[attr-defined]
+    driver.cuCtxSetCurrent(ctypes.c_void_p(int(gpu._context)))
     pool = Pool(gpu, gpu.stream(), Budget(None, lambda: None))
     a, b = pool.take(1000), pool.take(1000)
     addresses = {a.address, b.address}
@@ -316,9 +308,9 @@ def test_the_pool_hands_out_what_came_back() -> None:
     assert a.size == 1024
     del a, b
     assert {pool.take(1020).address, pool.take(900).address} <= addresses
-    assert live("allocations") == 2
+    assert control.live("allocations") == 2
     pool.trim()
-    assert live("allocations") == 0
+    assert control.live("allocations") == 0
 
 
 # ------------------------------------------------------------------------------------------------ arrays of others
@@ -372,7 +364,7 @@ def test_tensors_of_other_libraries(
     wanted = on_cpu.upscale_tensor(content, [on_cpu.encode_reference(ref)])
     upscaler = opened()
     encoded = upscaler.encode_reference(ref)
-    given = content if kind is np.ndarray else kind(content, upscaler._backend._cuda)  # type: ignore[attr-defined]
+    given = content if kind is np.ndarray else kind(content, upscaler.backend_in_use._cuda)
     sr = upscaler.upscale_tensor(given, [encoded])
     interface = sr.__cuda_array_interface__
     assert (interface["shape"], interface["typestr"], interface["stream"]) == (wanted.shape, "<f4", None)
@@ -383,7 +375,7 @@ def test_tensors_of_other_libraries(
 
 def test_tensors_that_do_not_fit(opened: Callable[..., Upscaler], photos: tuple[Photo, Photo, Photo]) -> None:
     upscaler = opened()
-    gpu: Any = upscaler._backend._cuda  # type: ignore[attr-defined]
+    gpu: Any = upscaler.backend_in_use._cuda
     refs = [upscaler.encode_reference(photos[1])]
     elsewhere = DLPack(np.zeros((1, 3, 16, 16), np.float32), gpu)
     elsewhere.device = (1, 0)
@@ -472,14 +464,14 @@ def test_tensorrt_fails(opened: Callable[..., Upscaler], photos: tuple[Photo, Ph
         upscaler.upscale_photo(lr, refs)
     stand_in.failing.clear()
     gc.collect()
-    assert live("allocations") == 0  # the lane that failed is gone
+    assert control.live("allocations") == 0  # the lane that failed is gone
     assert same(upscaler.upscale_photo(lr, refs), expected)
 
 
 def test_a_gpu_that_fails_says_so(opened: Callable[..., Upscaler], photos: tuple[Photo, Photo, Photo]) -> None:
     upscaler = opened()
     lr, *refs = photos
-    fail_next("cuMemcpyDtoHAsync", ILLEGAL_ADDRESS)
+    control.fail_next("cuMemcpyDtoHAsync", ILLEGAL_ADDRESS)
     with pytest.raises(CudaError, match=r"^CUDA: cuMemcpyDtoHAsync: CUDA_ERROR_ILLEGAL_ADDRESS$"):
         upscaler.upscale_photo(lr, refs)
 
