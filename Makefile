@@ -3,7 +3,7 @@ PYTHON ?= python3
 
 .PHONY: demo test test-slow kernel-report lint weights model-card clean
 
-demo: .venv-demo/ready ## upscale a real photo pair on the CPU; pictures in out/demo
+demo: .venv-demo/ready ## upscale a real photo pair on the CPU, build TensorRT engines; pictures and engines in out/demo
 	.venv-demo/bin/amsa demo
 
 test: .venv/ready ## the tests that finish within minutes
@@ -24,13 +24,14 @@ lint: .venv/ready ## style and types; the link lets mypy see the root folder as 
 weights: .venv/ready ## ship a checkpoint that `amsa train small` made: make weights CHECKPOINT=run/restoration/best.safetensors
 	.venv/bin/amsa convert $(CHECKPOINT) -o weights/small.safetensors --fp16
 	.venv/bin/amsa export weights/small.safetensors -o weights/small
+	.venv/bin/amsa export weights/small.safetensors -o weights/small_fp16 --precision fp16
 
 model-card: .venv/ready ## the shipped model's figures, from photos it was not trained on: castle/ and set14/ in DATA=FOLDER
 	.venv/bin/python -m amsa.training.evaluation.model_card $(DATA) out/model_card weights/small.safetensors $(CHECKPOINT)
 
 .venv-demo/ready: setup.cfg
 	$(PYTHON) -m venv .venv-demo
-	.venv-demo/bin/python -m pip install --quiet -e ".[demo]"
+	.venv-demo/bin/python -m pip install --quiet -e ".[demo,rtx]"
 	touch $@
 
 .venv/ready: setup.cfg

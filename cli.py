@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,8 @@ from .errors import AmsaError
 if TYPE_CHECKING:
     from .engine.images import Photo
     from .engine.metrics import Comparison
+    from .engine.stage_comparison import TensorDifference
+    from .engine.tensorrt_build import BuiltEngine
     from .engine.upscaler import Progress, Stats, Upscaler
     from .training.loop import Progress as StageProgress
     from .training.recipe import Recipe
@@ -40,7 +43,7 @@ Model = Annotated[
     Path | None,
     typer.Option("--model", "-m", help="Model folder, .amsa file or .safetensors checkpoint; default: the shipped one."),
 ]
-BackendName = Annotated[str, typer.Option("--backend", help="auto, onnxruntime or torch.")]
+BackendName = Annotated[str, typer.Option("--backend", help="auto, onnxruntime, torch or tensorrt.")]
 Matching = Annotated[
     str, typer.Option("--matching", help="patchmatch; exact: compare with all positions; auto: exact where that is as fast.")
 ]
@@ -59,6 +62,13 @@ def upscale(
     matching: Matching = "patchmatch",
     seed: Seed = 0,
     threads: Threads = None,
+    engines: Annotated[
+        Path | None, typer.Option("--engines", help="tensorrt: folder that `amsa build -o` wrote to; default: MODEL.engines.")
+    ] = None,
+    max_device_memory: Annotated[
+        int | None,
+        typer.Option("--max-device-memory", min=1, help="tensorrt: megabytes that pictures, features and scratch may take."),
+    ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print seconds per stage and peak memory.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -72,13 +82,15 @@ def upscale(
     lr_photo = read_photo(lr)
     check_format(output, lr_photo, 4)
     ref_photos = [read_photo(r) for r in refs]
-    upscaler = Upscaler(model, backend, threads, matching=matching)
+    cap = None if max_device_memory is None else max_device_memory * 1_000_000
+    upscaler = Upscaler(model, backend, threads, matching=matching, engines=engines, max_device_memory=cap)
     if not as_json:
         _say_backend(upscaler)
     measured = Stats()
+    wanted = measured if stats or as_json else None  # measuring makes a GPU wait after every stage
     with _progress(as_json) as progress:
         sr = upscaler.upscale_photo(
-            lr_photo, ref_photos, seed=seed, names=[str(p) for p in (lr, *refs)], progress=progress, stats=measured
+            lr_photo, ref_photos, seed=seed, names=[str(p) for p in (lr, *refs)], progress=progress, stats=wanted
         )
     write_photo(output, sr)
     total = time.perf_counter() - begin
@@ -102,11 +114,11 @@ def upscale(
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")] = Path("out/demo"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures and engines.")] = Path("out/demo"),
     model: Model = None,
     threads: Threads = None,
 ) -> None:
-    """Upscale a real photo with a second view of the same scene, and lay the results side by side."""
+    """Upscale a real photo with a second view of the same scene, lay the results side by side, and build TensorRT engines."""
     from .engine.demo import load_pair, shrink
     from .engine.images import Photo, write_photo
     from .engine.metrics import side_by_side
@@ -135,6 +147,45 @@ def demo(
         write_photo(output / f"{file}.png", photo)
     write_photo(output / "side_by_side.png", Photo(side_by_side([(label, photo.rgb) for label, photo in panels])))
     out.print(f"pictures: {output}/sr.png, {output}/side_by_side.png")
+    _demo_engines(output / "engines", lr, ref)
+
+
+def _demo_engines(output: Path, lr: Photo, ref: Photo) -> None:
+    """Build the shipped model's engines for SM 7.5 into a folder, and with a GPU those for it, and run them. Where TensorRT-RTX
+    is not installed, say how to get it."""
+    from importlib.util import find_spec
+
+    from .engine.backends import SHIPPED_ENGINE_MODEL
+    from .engine.gpu.cuda import CudaError, open_cuda
+    from .engine.metrics import compare_pictures
+    from .engine.tensorrt_build import NATIVE, build_engines
+    from .engine.upscaler import Upscaler
+
+    if find_spec("tensorrt_rtx") is None or find_spec("onnx") is None:
+        out.print("TensorRT engines: not built, since TensorRT-RTX is not installed; to build them: pip install 'amsa[rtx]'")
+        return
+    with _progress() as progress:
+        built = build_engines(SHIPPED_ENGINE_MODEL, ["sm75"], output=output, progress=progress)
+    _print_engines(built)
+    try:
+        gpu = open_cuda()
+    except CudaError as e:
+        out.print(f"Engines for the RTX 20 series, built and checked; to be run on such a card: here, {e}")
+        return
+    with _progress() as progress:
+        build_engines(SHIPPED_ENGINE_MODEL, [NATIVE], output=output, progress=progress)
+    upscaler = Upscaler(SHIPPED_ENGINE_MODEL, "tensorrt", engines=output)
+    _say_backend(upscaler)
+    encoded = upscaler.encode_reference(ref)
+    seconds = []
+    for _ in range(20):  # the first ones compile and warm up
+        begin = time.perf_counter()
+        sr = upscaler.upscale_photo(lr, [encoded])
+        seconds.append(time.perf_counter() - begin)
+    expected = Upscaler(SHIPPED_ENGINE_MODEL, "onnxruntime").upscale_photo(lr, [ref])
+    parity = compare_pictures(sr.rgb, expected.rgb)
+    median = 1e3 * sorted(seconds[10:])[5]
+    out.print(f"{gpu.device}: {median:.1f} ms a picture; {parity.psnr_rgb:.1f} dB to the same model on the CPU")
 
 
 @app.command()
@@ -145,6 +196,12 @@ def export(
     ],
     single_file: Annotated[int | None, typer.Option("--single-file", help="Compose one graph for this many references.")] = None,
     precision: Annotated[str, typer.Option("--precision", help="fp32, or fp16: convolutions and features in float16.")] = "fp32",
+    no_bodies: Annotated[
+        bool,
+        typer.Option(
+            "--no-bodies", help="Leave out the ops' function bodies, for trtexec: then ONNX Runtime needs amsa's CPU kernels."
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", help="Of untrained weights.")] = 0,
 ) -> None:
     """Export a checkpoint to ONNX, then compare ONNX Runtime with PyTorch on a sample."""
@@ -159,11 +216,11 @@ def export(
         err.print(f"note: the weights of {checkpoint} are untrained")
     if single_file is not None:
         with err.status(f"exporting {output} for {single_file} references"):
-            exporter.export_single_file(model, output, single_file)
+            exporter.export_single_file(model, output, single_file, function_bodies=not no_bodies)
         out.print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
         return
     with err.status("exporting") as status:
-        exporter.export_folder(model, trained, output, status.update)
+        exporter.export_folder(model, trained, output, status.update, function_bodies=not no_bodies)
     folder = ModelFolder.open(output)
     with err.status("comparing with PyTorch"):
         # The smallest sample whose four levels all have something to find; published models want one common size.
@@ -179,7 +236,12 @@ def export(
 def build(
     model: Annotated[Path, typer.Argument(help="Exported model folder or .amsa file.")],
     target: Annotated[
-        list[str], typer.Option("--target", help="sm75 (RTX 20), sm80, sm86, sm89, sm120, sm121, or native; may be repeated.")
+        list[str],
+        typer.Option(
+            "--target",
+            help="sm75 (RTX 20), sm80, sm86, sm89, sm120, sm121; several in one engine, as sm86+sm89+sm120; or native. "
+            "May be repeated.",
+        ),
     ],
     runtime: Annotated[
         str, typer.Option("--runtime", help="rtx: TensorRT-RTX, builds with no GPU; tensorrt: classic, for this machine's GPU.")
@@ -218,16 +280,7 @@ def build(
     if as_json:
         _print_json({"engines": [engine.as_dict() for engine in built]})
         return
-    headings = ("stage", "layers", "plugins", "engine MB", "scratch MB", "build s", "")
-    for folder in dict.fromkeys(engine.path.parent for engine in built):
-        table = Table(*headings, title=str(folder), title_justify="left", pad_edge=False)
-        for engine in built:
-            if engine.path.parent == folder:
-                s = engine.sidecar
-                megabytes = f"{s.size / 1e6:.2f}", f"{s.scratch / 1e6:.0f}"
-                state = "built" if engine.reason else "up to date"
-                table.add_row(s.key.stage, str(s.layers), str(s.plugins), *megabytes, f"{s.seconds:.1f}", state)
-        out.print(table)
+    _print_engines(built)
     for engine in built:
         if engine.reason:
             out.print(f"{engine.path}: {engine.reason}")
@@ -285,30 +338,46 @@ def compare(
     b: Annotated[Path, typer.Argument(help="Another picture of the same size, or another model.")],
     lr: Annotated[Path | None, typer.Option("--lr", help="For two models: the LR photo to run them on.")] = None,
     ref: Annotated[list[Path] | None, typer.Option("--ref", help="For two models: a reference photo; may be repeated.")] = None,
+    stages: Annotated[
+        bool, typer.Option("--stages", help="Two models of one network: compare every stage, given the first model's inputs.")
+    ] = False,
+    backend_a: Annotated[str, typer.Option("--backend-a", help="What runs the first model, as for upscale.")] = "auto",
+    backend_b: Annotated[str, typer.Option("--backend-b", help="What runs the second one.")] = "auto",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a picture of the difference.")] = None,
     border: Annotated[int, typer.Option("--border", min=0, help="Pixels left out on each side of PSNR and SSIM.")] = 4,
     seed: Seed = 0,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two pictures, or what two models make of the same photos: PSNR and SSIM (Y and RGB), largest difference."""
+    """Compare two pictures, or what two models make of the same photos: PSNR and SSIM (Y and RGB), largest difference.
+
+    With --stages also every stage of two models, backends or precisions; exit code 1 names the first that is over its bound.
+    """
     from .engine.images import Photo, check_writable, read_photo, write_photo
     from .engine.metrics import compare_pictures, difference_picture
 
     if output is not None:
         check_writable(output)
         _check_not_an_input(output, a, b, lr, *(ref or ()))
+    differences: list[TensorDifference] = []
     if lr is not None or ref:
         if lr is None or not ref:
             raise AmsaError("two models are compared on photos: give both --lr and --ref")
         photos = read_photo(lr), [read_photo(r) for r in ref]
         names = [str(p) for p in (lr, *ref)]
+        upscalers = [_open_model(m, backend, threads) for m, backend in ((a, backend_a), (b, backend_b))]
         with _progress(as_json) as progress:
-            pictures = [_run_model(m, *photos, names, seed, threads, progress) for m in (a, b)]
+            pictures = [u.upscale_photo(*photos, seed=seed, names=names, progress=progress) for u in upscalers]
+            if stages:
+                from .engine.stage_comparison import compare_stages
+
+                differences = compare_stages(*upscalers, *photos, seed=seed, names=names, progress=progress)
     else:
         for path in (a, b):
             if path.is_dir() or path.suffix in (".safetensors", ".amsa"):
                 raise AmsaError(f"{path} is a model; to compare models add --lr and --ref photos to run them on")
+        if stages:
+            raise AmsaError("--stages compares two models; add --lr and --ref photos to run them on")
         pictures = [read_photo(a), read_photo(b)]
     sizes = [f"{p.width}x{p.height}" for p in pictures]
     if sizes[0] != sizes[1]:
@@ -317,16 +386,22 @@ def compare(
     if output is not None:
         difference, gain = difference_picture(pictures[0].rgb, pictures[1].rgb)
         write_photo(output, Photo(difference))
+    over = next((d for d in differences if not d.holds), None)
     if as_json:
-        _print_json(comparison.as_dict())
-        return
-    table = Table("", "PSNR", "SSIM", title=f"{a} against {b} (border {border})", title_justify="left")
-    table.add_row("Y", f"{comparison.psnr_y:.3f}", f"{comparison.ssim_y:.4f}")
-    table.add_row("RGB", f"{comparison.psnr_rgb:.3f}", f"{comparison.ssim_rgb:.4f}")
-    out.print(table)
-    out.print(f"difference of 8-bit levels: largest {comparison.max_difference:.3f}, mean {comparison.mean_difference:.4f}")
-    if output is not None:
-        out.print(f"{output}: absolute difference, x{gain:.0f}")
+        _print_json(comparison.as_dict() | ({"stages": [d.as_dict() for d in differences]} if stages else {}))
+    else:
+        if differences:
+            _print_differences(differences)
+        table = Table("", "PSNR", "SSIM", title=f"{a} against {b} (border {border})", title_justify="left")
+        table.add_row("Y", f"{comparison.psnr_y:.3f}", f"{comparison.ssim_y:.4f}")
+        table.add_row("RGB", f"{comparison.psnr_rgb:.3f}", f"{comparison.ssim_rgb:.4f}")
+        out.print(table)
+        out.print(f"difference of 8-bit levels: largest {comparison.max_difference:.3f}, mean {comparison.mean_difference:.4f}")
+        if output is not None:
+            out.print(f"{output}: absolute difference, x{gain:.0f}")
+    if over is not None:
+        err.print(f"{over.stage}: {over.tensor} is the first over its bound: {over.largest:.1e} of at most {over.bound:.1e}")
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -460,6 +535,30 @@ def complexity(
     out.print(table(config, parse_size(lr), parse_size(ref)))
 
 
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check what works on this machine, and say how to mend what does not. Exit code 1: something is broken."""
+    try:
+        from .engine import doctor as checks
+    except ImportError as e:
+        raise AmsaError(f"{e}; amsa is not installed as a whole, so install it again: pip install --force-reinstall amsa") from e
+
+    findings: list[checks.Finding] = []
+    for found in checks.examine_machine():
+        if not as_json:
+            if not findings or found.section != findings[-1].section:
+                out.print(found.section)
+            mend = f"; mend: {found.mend}" if found.mend else ""
+            out.print(f"  {found.state:<7} {found.name:<28} {found.text}{mend}")
+        findings.append(found)
+    if as_json:
+        _print_json({"findings": [asdict(found) for found in findings], "abilities": checks.abilities(findings)})
+    else:
+        out.print(checks.summary(findings))
+    if any(found.state == checks.BROKEN for found in findings):
+        raise typer.Exit(1)
+
+
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
@@ -502,24 +601,16 @@ def _require_extra(extra: str, *modules: str) -> None:
         raise AmsaError(f"this command needs {', '.join(missing)}; install with: pip install 'amsa[{extra}]'")
 
 
-def _run_model(
-    path: Path,
-    lr: Photo,
-    refs: list[Photo],
-    names: list[str],
-    seed: int,
-    threads: int | None,
-    progress: Progress | None,
-) -> Photo:
+def _open_model(path: Path, backend: str, threads: int | None) -> Upscaler:
     from .engine.upscaler import Upscaler
 
-    upscaler = Upscaler(path, threads=threads)
-    err.print(f"{path}: {upscaler.backend} backend")
-    return upscaler.upscale_photo(lr, refs, seed=seed, names=names, progress=progress)
+    upscaler = Upscaler(path, backend, threads)
+    err.print(f"{path}: {upscaler.backend} backend ({upscaler.device})")
+    return upscaler
 
 
 def _say_backend(upscaler: Upscaler) -> None:
-    err.print(f"backend: {upscaler.backend} (CPU; {upscaler.kernels})")
+    err.print(f"backend: {upscaler.backend} ({upscaler.device}; {upscaler.kernels})")
     if not upscaler.trained:
         err.print("note: these weights are untrained: the picture shows the pipeline at work, not added detail")
 
@@ -581,6 +672,17 @@ def _print_stats(stats: Stats, total: float) -> None:
     out.print(f"peak memory: {_peak_memory_mb():.0f} MB")
 
 
+def _print_differences(differences: list[TensorDifference]) -> None:
+    table = Table("stage", "tensor", "largest", "of at most", "mean", "PSNR", "equal", title="every stage on the same inputs")
+    for d in differences:
+        equal = "" if d.equal != d.equal else f"{d.equal:.2%}"
+        psnr = "" if d.psnr != d.psnr else f"{d.psnr:.1f}"
+        over = "" if d.holds else " !"
+        table.add_row(d.stage, d.tensor, f"{d.largest:.1e}{over}", f"{d.bound:.1e}", f"{d.mean:.1e}", psnr, equal)
+    out.print(table)
+    out.print("largest and mean: shares of the tensor's largest value; for match: positions with another score, score lost")
+
+
 def _print_comparisons(truth: Photo, pictures: dict[str, Photo]) -> None:
     from .engine.metrics import compare_pictures
 
@@ -589,6 +691,20 @@ def _print_comparisons(truth: Photo, pictures: dict[str, Photo]) -> None:
         c: Comparison = compare_pictures(photo.rgb, truth.rgb)
         table.add_row(name, f"{c.psnr_y:.2f}", f"{c.ssim_y:.4f}", f"{c.psnr_rgb:.2f}")
     out.print(table)
+
+
+def _print_engines(built: list[BuiltEngine]) -> None:
+    """A table per folder of engines."""
+    headings = ("stage", "layers", "plugins", "engine MB", "scratch MB", "build s", "")
+    for folder in dict.fromkeys(engine.path.parent for engine in built):
+        table = Table(*headings, title=str(folder), title_justify="left", pad_edge=False)
+        for engine in built:
+            if engine.path.parent == folder:
+                s = engine.sidecar
+                megabytes = f"{s.size / 1e6:.2f}", f"{s.scratch / 1e6:.0f}"
+                state = "built" if engine.reason else "up to date"
+                table.add_row(s.key.stage, str(s.layers), str(s.plugins), *megabytes, f"{s.seconds:.1f}", state)
+        out.print(table)
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -41,13 +41,15 @@ class GraphFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """An exported model: its config, its graphs, whether its weights are trained, and its arithmetic."""
+    """An exported model: its config, its graphs, whether its weights are trained, its arithmetic, and whether the graphs hold the
+    ops' function bodies."""
 
     config: AMSAConfig
     graphs: Mapping[str, GraphFile]
     trained: bool
     precision: str
     opset: int
+    function_bodies: bool = True
 
     def to_json(self) -> str:
         return json.dumps(
@@ -57,6 +59,7 @@ class Manifest:
                 "trained": self.trained,
                 "precision": self.precision,
                 "opset": self.opset,
+                "function_bodies": self.function_bodies,
                 "sizes": _SIZES,
                 "config": self.config.to_dict(),
                 "graphs": {name: asdict(graph) for name, graph in self.graphs.items()},
@@ -81,7 +84,8 @@ class Manifest:
                 raise AmsaError(f"{source}: {FILE_NAME}: {e}; export the model again") from e
             graphs = {name: GraphFile(**graph) for name, graph in values["graphs"].items()}
             outside = any(Path(g.file).name != g.file for g in graphs.values())
-            manifest = cls(config, graphs, bool(values["trained"]), str(values["precision"]), int(values["opset"]))
+            bodies = bool(values.get("function_bodies", True))  # absent: exported when there was no choice
+            manifest = cls(config, graphs, bool(values["trained"]), str(values["precision"]), int(values["opset"]), bodies)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
             raise AmsaError(f"{source}: {FILE_NAME} cannot be read ({type(e).__name__}: {e}); export the model again") from e
         if manifest.precision not in PRECISIONS:

@@ -105,6 +105,11 @@ class OnnxRuntimeBackend(HostExecution):
     name = "onnxruntime"
 
     def __init__(self, folder: ModelFolder, threads: int | None) -> None:
+        if not folder.manifest.function_bodies and cpu_library() is None:
+            raise AmsaError(
+                f"{folder.path}: exported with --no-bodies, so ONNX Runtime needs amsa's CPU kernels, and there are none; "
+                "install a C++ compiler, or export it again without --no-bodies"
+            )
         self.config = folder.manifest.config
         self.precision = folder.manifest.precision
         self.trained = folder.manifest.trained

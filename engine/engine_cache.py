@@ -1,14 +1,19 @@
 """Engine files: what each was built from, in a JSON beside it, and whether it still is what was built.
 
 An engine is `<stage>.engine`, its sidecar `<stage>.json`. Both are written beside and renamed, the engine first: whatever ends a
-build, no file is ever half an engine, and an engine never has the sidecar of another without its checksum telling.
+build, no file is ever half an engine, and an engine never has the sidecar of another without its checksum telling. Readers and
+writers lock the folder, so that of two builds at once one wins whole.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -33,7 +38,7 @@ class EngineKey:
         onnx: SHA-256 of its file.
         plugins: `plugins_hash()`.
         runtime: module and version, as "tensorrt_rtx 1.7.1.116".
-        target: compute capability, as "sm75", or "native".
+        target: compute capability, as "sm75"; several, as "sm86+sm89", ascending; or "native".
         precision: "fp32" or "fp16".
         profile: the sizes it takes.
         machine: for "native": GPU, driver and CUDA; else empty.
@@ -137,9 +142,10 @@ def load_engine(engine: Path) -> bytes:
     Raises:
         AmsaError: no such file, no sidecar, or not the bytes that were built. TensorRT itself does not notice.
     """
-    sidecar = read_sidecar(engine)
     try:
-        content = engine.read_bytes()
+        with _locked(engine.parent, fcntl.LOCK_SH):
+            sidecar = read_sidecar(engine)
+            content = engine.read_bytes()
     except OSError as e:
         raise AmsaError(f"{engine}: cannot be read ({e.strerror})") from e
     if hashlib.sha256(content).hexdigest() != sidecar.sha256:
@@ -156,7 +162,23 @@ def store_engine(engine: Path, content: bytes, sidecar: Sidecar) -> None:
             beside = Path(scratch)
             (beside / "engine").write_bytes(content)
             (beside / "json").write_text(sidecar.to_json())
-            (beside / "engine").replace(engine)
-            (beside / "json").replace(sidecar_path(engine))
+            with _locked(engine.parent, fcntl.LOCK_EX):
+                (beside / "engine").replace(engine)
+                (beside / "json").replace(sidecar_path(engine))
     except OSError as e:
         raise AmsaError(f"{engine} cannot be written ({e.strerror}); free some space or choose another place with -o") from e
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    """Hold a folder's lock, shared (LOCK_SH) or alone (LOCK_EX). It leaves no file, and ends with the process.
+
+    Where a file system has no locks, as some on a network, there is none: then the checksum tells of a mixture.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)

@@ -18,7 +18,8 @@ REF_SIZES = "8x8/128x128/512x512"
 GRID_MIN = LR_MULTIPLE
 """The smallest side of that grid: at scale 0.8^4 a reference of 64 pixels is padded to 32."""
 _WORD = re.compile(r"(?:(\d+)\*)?([A-Za-z]+)(?:([+/])(\d+))?")
-_TILED = ("restore", "finish")
+TILED = ("restore", "finish")
+"""Stages that see tiles with their halo, not whole pictures."""
 
 
 def parse_sizes(text: str, what: str, smallest: int) -> tuple[tuple[int, int], ...]:
@@ -61,7 +62,7 @@ def make_profile(
     profile: Profile = {}
     for axis, (lr_word, ref_word) in enumerate((("h", "Hk"), ("w", "Wk"))):
         low, usual, high = (size[axis] for size in lr)
-        if stage in _TILED:
+        if stage in TILED:
             most = TILE + 2 * halo
             low, usual, high = min(low, 1 + halo), min(usual, most), min(high, most)
         profile[lr_word] = (low, usual, high)

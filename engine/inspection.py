@@ -65,8 +65,9 @@ def inspect_model(path: str | Path) -> Report:
         )
         graphs.append(GraphReport(stage.name, manifest.graphs[stage.name].size, f"{inputs} -> {outputs}"))
     state = "trained" if manifest.trained else "untrained weights"
+    bodies = "are in the files" if manifest.function_bodies else "are not in the files: ONNX Runtime needs amsa's CPU kernels"
     needs = [
-        f"opset {manifest.opset}; ops {', '.join(f'{DOMAIN}::{op.name}' for op in OPS)}, whose function bodies are in the files",
+        f"opset {manifest.opset}; ops {', '.join(f'{DOMAIN}::{op.name}' for op in OPS)}, whose function bodies {bodies}",
         *_picture_needs(manifest.config),
     ]
     title = f"{path}: {manifest.config.variant}, {manifest.precision}, {state}; files as exported (hashes agree)"

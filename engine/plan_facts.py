@@ -68,14 +68,14 @@ class Wanted:
     """What a plan must turn out to be.
 
     Attributes:
-        target: compute capability, as "sm75".
+        targets: compute capabilities, as ("sm75",): these and no others.
         plugins: by layer name, its op and the type ("float", "half") of its features.
         convolutions: how many of each type; those that are fused may be fewer.
         bounds: by size word, smallest and largest size of the dimensions that vary with it. A plan leaves out those that follow
             from others, so one per word is enough.
     """
 
-    target: str
+    targets: tuple[str, ...]
     plugins: Mapping[str, tuple[OpSpec, str]]
     convolutions: Mapping[str, int]
     bounds: Mapping[str, frozenset[tuple[int, int]]]
@@ -84,8 +84,8 @@ class Wanted:
 def check_plan(facts: PlanFacts, wanted: Wanted, source: str | Path) -> None:
     """AmsaError, which lists every difference, unless a plan is what was asked for."""
     wrong = []
-    if facts.targets != (wanted.target,):
-        wrong.append(f"built for {' '.join(facts.targets) or 'no GPU'}, not for {wanted.target}")
+    if sorted(facts.targets) != sorted(wanted.targets):
+        wrong.append(f"built for {' '.join(facts.targets) or 'no GPU'}, not for {' '.join(wanted.targets)}")
     found = {plugin.name: plugin for plugin in facts.plugins}
     if missing := sorted(set(wanted.plugins) - set(found)):
         wrong.append(f"{len(found)} plugin layers of {len(wanted.plugins)}: {missing[0]} is missing")

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from ..errors import AmsaError
 from ..manifest import ModelFolder
-from ..plugins import DOMAIN, OPS
+from ..plugins import DOMAIN, OPS, VERSION
 from ..plugins.tensorrt import take_errors
 from ..stages import LR_MIN, PRECISIONS, Stage
 from .engine_cache import SUFFIX, EngineKey, Sidecar, plugins_hash, read_sidecar, store_engine, why_build
@@ -28,6 +28,7 @@ Progress: TypeAlias = "Callable[[int, int, str], None]"
 NATIVE = "native"
 _WITHOUT_KERNEL = ("match_exact",)  # TensorRT runs `match`; there is no CUDA kernel that compares all positions
 _PLAN_TYPES = {"float32": "float", "float16": "half"}
+_FILTERED = 9  # channels; a float16 model keeps fixed filters of pictures (3) and of the nine taps in float32
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ def build_engines(
 
     Args:
         model: exported model folder or `.amsa` file.
-        targets: compute capabilities, as "sm75", or "native" for this machine's GPU. Each gets engines of its own: one engine
-            for several is built to the abilities of the least.
+        targets: compute capabilities, as "sm75"; several, as "sm86+sm89+sm120", share engines, which sm75 cannot, since all
+            would be built to its abilities; or "native" for this machine's GPU.
         runtime: "rtx" builds for any target with no GPU; "tensorrt" only for this machine's GPU.
         precision: what the model must have been exported as, "fp32" or "fp16"; None: whatever it is.
         lr_sizes: smallest/usual/largest LR picture, "WxH/WxH/WxH" in pixels, multiples of 8.
@@ -80,13 +81,13 @@ def build_engines(
         )
     lr, ref = parse_sizes(lr_sizes, "LR sizes", LR_MIN), parse_sizes(ref_sizes, "reference sizes", GRID_MIN)
     trt = import_tensorrt(runtime)
-    machines = {target: _machine(trt, target, runtime) for target in dict.fromkeys(targets)}
+    wanted = list(dict.fromkeys(_target(trt, target, runtime) for target in targets))
     stages = [stage for stage in folder.manifest.config.stages(made) if stage.name not in _WITHOUT_KERNEL]
     halo = folder.manifest.config.halo
     built: list[BuiltEngine] = []
-    total = len(stages) * len(machines)
-    for target, (capability, machine) in machines.items():
-        into = Path(output or engines_folder(folder.path)) / f"{runtime}-{target}-{made}"
+    total = len(stages) * len(wanted)
+    for target in wanted:
+        into = Path(output or engines_folder(folder.path)) / f"{runtime}-{target.name}-{made}"
         for stage in stages:
             graph = folder.graphs[stage.name]
             key = EngineKey(
@@ -94,16 +95,16 @@ def build_engines(
                 onnx=hashlib.sha256(graph).hexdigest(),
                 plugins=plugins_hash(),
                 runtime=f"{trt.__name__} {trt.__version__}",
-                target=target,
+                target=target.name,
                 precision=made,
                 profile=make_profile(stage.name, stage.inputs, lr, ref, halo),
-                machine=machine,
+                machine=target.machine,
             )
             path = into / f"{stage.name}{SUFFIX}"
             reason = why_build(path, key)
             if reason is not None:
-                monitor = _Phases(progress, len(built), total, f"{stage.name} for {target}")
-                store_engine(path, *_build(trt, graph, stage, key, capability, monitor))
+                monitor = _Phases(progress, len(built), total, f"{stage.name} for {target.name}")
+                store_engine(path, *_build(trt, graph, stage, key, target, monitor))
             built.append(BuiltEngine(path, reason, read_sidecar(path)))
     return built
 
@@ -114,13 +115,38 @@ def engines_folder(model: Path) -> Path:
     return named.with_name(f"{named.name.removesuffix('.amsa')}.engines")
 
 
-def _machine(trt: Any, target: str, runtime: str) -> tuple[str, str]:
-    """The compute capability of a target, and for the native one what else an engine depends on."""
-    known = [name.lower() for name in trt.ComputeCapability.__members__ if name.startswith("SM")] if runtime == "rtx" else []
-    if target in known:
-        return target, ""
-    if runtime == "rtx" and target != NATIVE:
-        raise AmsaError(f"unknown target {target!r}; choose one of {', '.join((*known, NATIVE))}")
+@dataclass(frozen=True)
+class _Target:
+    """What an engine is built for.
+
+    Attributes:
+        name: as in its key and its folder's name: the same for the same capabilities.
+        capabilities: compute capabilities, ascending, as ("sm86", "sm89").
+        machine: for the native one, what else an engine depends on; else empty.
+    """
+
+    name: str
+    capabilities: tuple[str, ...]
+    machine: str = ""
+
+
+def _target(trt: Any, target: str, runtime: str) -> _Target:
+    parts = target.split("+")
+    if runtime == "rtx" and parts != [NATIVE]:
+        known = [name.lower() for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
+        if NATIVE in parts:
+            raise AmsaError(f"--target {target}: {NATIVE} is this machine's GPU and no other; give it a --target of its own")
+        if unknown := [part for part in parts if part not in known]:
+            raise AmsaError(
+                f"unknown target {unknown[0]!r}; choose one of {', '.join((*known, NATIVE))}, or several as sm86+sm89+sm120"
+            )
+        capabilities = tuple(name for name in known if name in parts)
+        if len(capabilities) > 1 and "sm75" in capabilities:
+            raise AmsaError(
+                f"--target {target}: an engine shared with sm75 is built to the abilities of sm75; give it one of its own: "
+                f"--target sm75 --target {'+'.join(capabilities[1:])}"
+            )
+        return _Target("+".join(capabilities), capabilities)
     try:
         capability, machine = gpu()
     except AmsaError as e:
@@ -131,10 +157,10 @@ def _machine(trt: Any, target: str, runtime: str) -> tuple[str, str]:
         raise AmsaError(
             f"--runtime tensorrt builds for this machine's GPU, which is {capability}; for {target} use --runtime rtx"
         )
-    return capability, machine
+    return _Target(target, (capability,), machine)
 
 
-def _build(trt: Any, graph: bytes, stage: Stage, key: EngineKey, capability: str, monitor: _Phases) -> tuple[bytes, Sidecar]:
+def _build(trt: Any, graph: bytes, stage: Stage, key: EngineKey, target: _Target, monitor: _Phases) -> tuple[bytes, Sidecar]:
     """An engine, checked, and its sidecar."""
     begin = time.perf_counter()
     logger = process_logger(trt)
@@ -145,20 +171,19 @@ def _build(trt: Any, graph: bytes, stage: Stage, key: EngineKey, capability: str
     strong = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if strong is None else 1 << int(strong))
     nodes = _parse(trt, graph, network, stage.name)
+    _check_ends(trt, network, stage)
     config = builder.create_builder_config()
     if trt.__name__ == "tensorrt_rtx":
-        capabilities = trt.ComputeCapability
-        config.num_compute_capabilities = 1  # unset, it builds for SM80, and says nothing
-        wanted = capabilities.CURRENT if key.target == NATIVE else getattr(capabilities, key.target.upper())
-        config.set_compute_capability(wanted, 0)
+        names = ["CURRENT"] if target.name == NATIVE else [capability.upper() for capability in target.capabilities]
+        config.num_compute_capabilities = len(names)  # unset, it builds for SM80, and says nothing
+        for i, name in enumerate(names):
+            config.set_compute_capability(getattr(trt.ComputeCapability, name), i)
     else:
         _check_channels(trt, network)
     profile = builder.create_optimization_profile()
     declared = {tensor.name: tensor for tensor in stage.inputs}
     for i in range(network.num_inputs):
         tensor = network.get_input(i)
-        if tensor.name not in declared:
-            raise AmsaError(f"{stage.name}.onnx has an input {tensor.name}; export the model again with this version")
         if -1 in tensor.shape:
             profile.set_shape(tensor.name, *dimensions(declared[tensor.name], key.profile))
     config.add_optimization_profile(profile)
@@ -173,7 +198,7 @@ def _build(trt: Any, graph: bytes, stage: Stage, key: EngineKey, capability: str
         warnings.warn(f"{stage.name}: {' '.join(text.split())}", stacklevel=4)
     engine = bytes(serialized)
     check = _check_rtx if trt.__name__ == "tensorrt_rtx" else _check_classic
-    layers, plugins, scratch = check(trt, engine, network, nodes, stage, key, capability)
+    layers, plugins, scratch = check(trt, engine, network, nodes, stage, key, target.capabilities)
     digest = hashlib.sha256(engine).hexdigest()
     return engine, Sidecar(key, len(engine), digest, layers, plugins, scratch, round(time.perf_counter() - begin, 2))
 
@@ -189,12 +214,46 @@ def _parse(trt: Any, graph: bytes, network: Any, stage: str) -> dict[str, str]:
     bodies = [function for function in model.functions if function.domain != DOMAIN]
     del model.functions[:]
     model.functions.extend(bodies)
+    registry = trt.get_plugin_registry()
+    for op in sorted({node.op_type for node in model.graph.node if node.domain == DOMAIN}):
+        if registry.get_creator(op, str(VERSION), DOMAIN) is None:
+            raise AmsaError(
+                f"{stage}.onnx: no TensorRT plugin {DOMAIN}::{op} of version {VERSION} is registered; "
+                "export the model again with this version of amsa"
+            )
     logger = process_logger(trt)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model.SerializeToString()):
-        errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        errors = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
         raise AmsaError(f"{stage}.onnx: {trt.__name__} {trt.__version__} cannot read it: {_reasons(logger, errors)}")
     return {node.name: node.op_type for node in model.graph.node if node.domain == DOMAIN}
+
+
+def _parser_error(error: Any) -> str:
+    return f"{error.node_operator()} {error.node_name()}: {error.desc()}"
+
+
+def _check_ends(trt: Any, network: Any, stage: Stage) -> None:
+    """AmsaError unless a network takes and gives the stage's tensors, of their types, all in GPU memory: the runtime hands over
+    addresses there, and a tensor that decides a shape would be read by the host."""
+    ends = (
+        ("input", stage.inputs, [network.get_input(i) for i in range(network.num_inputs)]),
+        ("output", stage.outputs, [network.get_output(i) for i in range(network.num_outputs)]),
+    )
+    again = "export the model again with this version"
+    for what, tensors, found in ends:
+        declared = {tensor.name: tensor.dtype for tensor in tensors}
+        if differing := sorted(declared.keys() ^ {tensor.name for tensor in found}):
+            missing = "lacks the" if differing[0] in declared else "has an"
+            raise AmsaError(f"{stage.name}.onnx {missing} {what} {differing[0]}; {again}")
+        for tensor in found:
+            dtype = {plan: ours for ours, plan in _PLAN_TYPES.items()}.get(_plan_type(tensor), _plan_type(tensor))
+            if dtype != declared[tensor.name]:
+                raise AmsaError(
+                    f"{stage.name}.onnx: {what} {tensor.name} is {dtype}, and the manifest says {declared[tensor.name]}; {again}"
+                )
+            if tensor.is_shape_tensor or getattr(tensor, "location", None) == trt.TensorLocation.HOST:
+                raise AmsaError(f"{stage.name}.onnx: {what} {tensor.name} decides a shape, so the host would read it; {again}")
 
 
 def _reasons(logger: Any, errors: Sequence[str] = ()) -> str:
@@ -227,17 +286,16 @@ def _check_channels(trt: Any, network: Any) -> None:
 
 
 def _check_rtx(
-    trt: Any, engine: bytes, network: Any, nodes: Mapping[str, str], stage: Stage, key: EngineKey, capability: str
+    trt: Any, engine: bytes, network: Any, nodes: Mapping[str, str], stage: Stage, key: EngineKey, capabilities: tuple[str, ...]
 ) -> tuple[int, int, int]:
     """Prove an engine of TensorRT-RTX from its plan. Returns layers, plugin layers and scratch bytes."""
     ops = {op.name: op for op in OPS}
-    layers = _layers(trt, network)
-    imported = {layer.name: _plan_type(layer.get_input(0)) for layer in layers if layer.type == trt.LayerType.PLUGIN_V3}
-    features = PRECISIONS[key.precision]
+    features = _PLAN_TYPES[PRECISIONS[key.precision]]
+    convolved = [x.get_input(0) for x in _layers(trt, network) if x.type == trt.LayerType.CONVOLUTION]
     wanted = Wanted(
-        target=capability,
-        plugins={name: (ops[op], imported.get(name, _PLAN_TYPES[features])) for name, op in nodes.items()},
-        convolutions=Counter(_plan_type(x.get_input(0)) for x in layers if x.type == trt.LayerType.CONVOLUTION),
+        targets=capabilities,
+        plugins={name: (ops[op], features) for name, op in nodes.items()},
+        convolutions=Counter(features if tensor.shape[1] > _FILTERED else _plan_type(tensor) for tensor in convolved),
         bounds=bounds(stage.inputs, key.profile),
     )
     facts = read_plan(engine, stage.name)
@@ -246,7 +304,7 @@ def _check_rtx(
 
 
 def _check_classic(
-    trt: Any, engine: bytes, network: Any, nodes: Mapping[str, str], stage: Stage, key: EngineKey, capability: str
+    trt: Any, engine: bytes, network: Any, nodes: Mapping[str, str], stage: Stage, key: EngineKey, capabilities: tuple[str, ...]
 ) -> tuple[int, int, int]:
     """The same for classic TensorRT, whose plans are no text: it is asked, on the GPU that built the engine."""
     loaded = trt.Runtime(process_logger(trt)).deserialize_cuda_engine(engine)

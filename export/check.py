@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
 from ..manifest import ModelFolder
 from ..model.network import AMSA
 from ..model.stage_modules import stage_modules
+from ..plugins.onnx_ops import attach_function_bodies
 from ..stages import SCALE
 
 
@@ -44,7 +46,7 @@ def sample_inputs(lr_size: tuple[int, int], ref_size: tuple[int, int]) -> tuple[
 
 
 def check_parity(model: AMSA, folder: ModelFolder, lr_size: tuple[int, int], ref_size: tuple[int, int]) -> list[StageParity]:
-    """Run every stage in PyTorch and in ONNX Runtime on one sample.
+    """Run every stage in PyTorch and in ONNX Runtime on one sample; graphs without function bodies are given them for this.
 
     Args:
         model: the network that was exported.
@@ -70,7 +72,12 @@ def check_parity(model: AMSA, folder: ModelFolder, lr_size: tuple[int, int], ref
         with torch.inference_mode():
             outputs = module(*inputs)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        session = onnxruntime.InferenceSession(folder.graphs[stage.name], providers=["CPUExecutionProvider"])
+        graph = folder.graphs[stage.name]
+        if not folder.manifest.function_bodies:
+            proto = onnx.load_from_string(graph)
+            attach_function_bodies(proto)
+            graph = proto.SerializeToString()
+        session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
         found = session.run(
             [t.name for t in stage.outputs], {t.name: v.numpy() for t, v in zip(stage.inputs, inputs, strict=True)}
         )

@@ -35,7 +35,9 @@ def load_network(source: str, seed: int = 0, precision: str = "fp32") -> tuple[A
     return (model.to_fp16() if precision == "fp16" else model).eval(), trained
 
 
-def export_folder(model: AMSA, trained: bool, path: str | Path, say: Say = lambda _: None) -> Manifest:
+def export_folder(
+    model: AMSA, trained: bool, path: str | Path, say: Say = lambda _: None, *, function_bodies: bool = True
+) -> Manifest:
     """Export the graphs and the manifest into a new or empty folder, or into a `.amsa` zip.
 
     Everything is written beside and then renamed: a failed export leaves nothing, a finished one is whole.
@@ -45,6 +47,8 @@ def export_folder(model: AMSA, trained: bool, path: str | Path, say: Say = lambd
         trained: whether its weights are trained; written into the manifest.
         path: the folder or `.amsa` file. An earlier export there is replaced; anything else is an error.
         say: is told which graph is being exported.
+        function_bodies: whether the graphs hold the ops' function bodies. Without them ONNX Runtime needs our kernels; for
+            TensorRT's own tools, whose parser stumbles over them.
     """
     path = Path(path)
     check_target(path)
@@ -52,10 +56,10 @@ def export_folder(model: AMSA, trained: bool, path: str | Path, say: Say = lambd
     graphs: dict[str, GraphFile] = {}
     for stage, module in stage_modules(model):
         say(f"exporting {stage.name}: {stage.doc}")
-        content = export_graph(module, stage.name, stage.inputs, stage.outputs).SerializeToString()
+        content = export_graph(module, stage.name, stage.inputs, stage.outputs, function_bodies).SerializeToString()
         graphs[stage.name] = GraphFile.of(f"{stage.name}.onnx", content)
         files[graphs[stage.name].file] = content
-    manifest = Manifest(model.config, graphs, trained, model.precision, OPSET)
+    manifest = Manifest(model.config, graphs, trained, model.precision, OPSET, function_bodies)
     files[FILE_NAME] = manifest.to_json().encode() + b"\n"
     _write(path, files)
     return manifest

@@ -67,8 +67,10 @@ def example_size(dim: int | str) -> int:
     return size * int(times or 1)
 
 
-def export_graph(module: nn.Module, name: str, inputs: Sequence[TensorIO], outputs: Sequence[TensorIO]) -> onnx.ModelProto:
-    """Trace a module over flat tensors into a checked ONNX model with named, dynamic dimensions and the ops' bodies."""
+def export_graph(
+    module: nn.Module, name: str, inputs: Sequence[TensorIO], outputs: Sequence[TensorIO], function_bodies: bool = True
+) -> onnx.ModelProto:
+    """Trace a module over flat tensors into a checked ONNX model with named, dynamic dimensions; with the ops' bodies or not."""
     register_schemas()
     args = tuple(torch.zeros([example_size(d) for d in t.dims], dtype=getattr(torch, t.dtype)) for t in inputs)
     dynamic: list[Any] = [{i: torch.export.Dim.DYNAMIC for i, d in enumerate(t.dims) if isinstance(d, str)} for t in inputs]
@@ -92,8 +94,16 @@ def export_graph(module: nn.Module, name: str, inputs: Sequence[TensorIO], outpu
     for value, declared in zip((*model.graph.input, *model.graph.output), (*inputs, *outputs), strict=True):
         _declare(value, declared)
     attach_function_bodies(model)
-    onnx.checker.check_model(model, full_check=True)
+    onnx.checker.check_model(model, full_check=True)  # with the bodies, through which types and ranks are inferred
+    if not function_bodies:
+        drop_function_bodies(model)
     return model
+
+
+def drop_function_bodies(model: onnx.ModelProto) -> None:
+    """Take the ops' bodies out of a model, in place; the nodes stay."""
+    del model.functions[:]
+    onnx.checker.check_model(model)
 
 
 def _declare(value: onnx.ValueInfoProto, declared: TensorIO) -> None:

@@ -55,13 +55,14 @@ def single_file_inputs(model: AMSA, references: int) -> tuple[TensorIO, ...]:
     return (lr, *(TensorIO(f"ref_{i}", (1, 3, f"H{i}", f"W{i}")) for i in range(references)))
 
 
-def export_single_file(model: AMSA, path: str | Path, references: int) -> None:
+def export_single_file(model: AMSA, path: str | Path, references: int, *, function_bodies: bool = True) -> None:
     """Write one `.onnx` file: `lr`, `ref_0` .. -> `sr` [1, 3, 4h, 4w], not clamped.
 
     Args:
         model: the network.
         path: ends in .onnx; written beside, then renamed.
         references: how many, counting each scale of a photo.
+        function_bodies: as in `export_folder`.
     """
     path = Path(path)
     if path.suffix != ".onnx":
@@ -73,7 +74,8 @@ def export_single_file(model: AMSA, path: str | Path, references: int) -> None:
     if path.is_dir():
         raise AmsaError(f"{path} is a folder; choose another name")
     outputs = (TensorIO("sr", (1, 3, "4*h", "4*w")),)
-    content = export_graph(_Composed(model), "amsa", single_file_inputs(model, references), outputs).SerializeToString()
+    inputs = single_file_inputs(model, references)
+    content = export_graph(_Composed(model), "amsa", inputs, outputs, function_bodies).SerializeToString()
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as f:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -108,17 +110,33 @@ def test_upscale_for_machines(run: Run, photos: Path) -> None:
     assert err == ""
 
 
-def test_demo(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("installed", [True, False])
+def test_demo(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
+    find = importlib.util.find_spec
+    if not installed:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorrt_rtx" else find(name))
+    elif find("tensorrt_rtx") is None:
+        pytest.skip("tensorrt_rtx is not installed: pip install 'amsa[rtx]'")
     left, right = (np.asarray(Image.open(write_picture(tmp_path / f"{s}.png", 64, 96, s))) for s in (1, 2))
     monkeypatch.setattr(demo, "load_pair", lambda: (from_array(left), from_array(right)))
     code, out, err = run("demo", "-o", tmp_path / "out" / "demo")
     assert code == 0, err
     assert "bicubic" in out
     names = {p.name for p in (tmp_path / "out" / "demo").iterdir()}
-    assert names == {"lr.png", "bicubic.png", "sr.png", "reference.png", "truth.png", "side_by_side.png"}
+    pictures = {"lr.png", "bicubic.png", "sr.png", "reference.png", "truth.png", "side_by_side.png"}
+    assert names == pictures | ({"engines"} if installed else set())
     assert Image.open(tmp_path / "out" / "demo" / "sr.png").size == (96, 64)
     trained = json.loads((SHIPPED / "manifest.json").read_text())["trained"]
     assert ("untrained" in err) == (not trained)
+    last = out.splitlines()[-1]
+    if installed:
+        assert "built and checked without a GPU; they have to be run on a card" in last
+        assert re.search(r"match +│ \d+ +│ 4 ", out)
+        built = {p.name for p in (tmp_path / "out" / "demo" / "engines" / "rtx-sm75-fp16").glob("*.engine")}
+        assert built == {f"{stage}.engine" for stage in ("encode_ref", "encode_lr", "match", "restore", "finish")}
+    else:
+        assert last.startswith("TensorRT engines: not built")
+        assert last.endswith("pip install 'amsa[rtx]'")
 
 
 def test_compare_pictures(run: Run, photos: Path) -> None:
@@ -163,6 +181,33 @@ def test_export_and_inspect_a_checkpoint(run: Run, tmp_path: Path, photos: Path)
     code, out, err = run("compare", tmp_path / "model.amsa", tmp_path / "m.safetensors", *pair, "--json")
     assert code == 0, err
     assert json.loads(out)["max_difference"] < 0.5  # of 255
+
+
+@pytest.mark.parametrize("bodies", [True, False])
+def test_export_with_and_without_function_bodies(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bodies: bool) -> None:
+    from amsa.export import single_file
+
+    class Written:
+        def SerializeToString(self) -> bytes:
+            return b"graph"
+
+    asked = []
+    monkeypatch.setattr(single_file, "export_graph", lambda *arguments: (asked.append(arguments[-1]), Written())[1])
+    code, _, err = run("export", "small", "-o", tmp_path / "m.onnx", "--single-file", 1, *([] if bodies else ["--no-bodies"]))
+    assert (code, asked) == (0, [bodies]), err
+
+
+@pytest.mark.slow
+def test_a_model_without_function_bodies(run: Run, tmp_path: Path) -> None:
+    """Compared with PyTorch as any other, and TensorRT builds it."""
+    code, out, err = run("export", SHIPPED.with_suffix(".safetensors"), "-o", tmp_path / "model", "--no-bodies")
+    assert code == 0, err
+    assert "0.00%" in out
+    assert "function bodies are not in the files" in run("inspect", tmp_path / "model")[1]
+    if importlib.util.find_spec("tensorrt_rtx") is not None:
+        code, out, err = run("build", tmp_path / "model", "--target", "sm75", "--json")
+        assert code == 0, err
+        assert [e["plugins"] for e in json.loads(out)["engines"]] == [0, 0, 4, 6, 0]
 
 
 def test_version(run: Run) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import re
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
@@ -108,6 +110,51 @@ def test_full_disk_leaves_what_was_there(engine: Path, monkeypatch: pytest.Monke
     with pytest.raises(AmsaError, match=r"cannot be written .No space left on device.; free some space"):
         store_engine(engine, b"another", sidecar(b"another"))
     monkeypatch.undo()
+    assert files(engine) == before
+
+
+_STORE = """
+import sys
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from amsa.engine.engine_cache import read_sidecar, store_engine
+engine, content = Path(sys.argv[1]), sys.argv[2].encode() * 100_000
+sidecar = replace(read_sidecar(engine), size=len(content), sha256=sha256(content).hexdigest())
+for _ in range(200):
+    store_engine(engine, content, sidecar)
+"""
+
+
+def test_builds_of_one_engine_at_once(engine: Path) -> None:
+    """Of two that finish together one wins whole, and who loads meanwhile gets an engine with its own sidecar."""
+    processes = [subprocess.Popen([sys.executable, "-c", _STORE, engine, word]) for word in ("a", "b")]
+    while any(process.poll() is None for process in processes):
+        load_engine(engine)
+    assert [process.returncode for process in processes] == [0, 0]
+    assert load_engine(engine)[:1] in (b"a", b"b")
+    assert set(files(engine)) == {"match.engine", "match.json"}
+
+
+def test_a_full_disk_in_the_middle_of_a_file(engine: Path) -> None:
+    """The real thing: a limit on the size of files fails a write half-way."""
+    before = files(engine)
+    program = f"""
+import resource, signal, sys
+from pathlib import Path
+from amsa import AmsaError
+from amsa.engine.engine_cache import read_sidecar, store_engine
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+engine = Path({str(engine)!r})
+try:
+    store_engine(engine, bytes(10_000), read_sidecar(engine))
+except AmsaError as e:
+    print(e)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    message = f"{engine} cannot be written (File too large); free some space or choose another place with -o\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, message, "")
     assert files(engine) == before
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +20,19 @@ import torch
 from numpy.typing import NDArray
 
 import amsa
-from amsa import AmsaError
+from amsa import AmsaError, Upscaler
 from amsa.config import AMSAConfig
+from amsa.engine.inspection import inspect_path
 from amsa.export import check_parity, check_target, export_folder, export_single_file, load_network
 from amsa.export import folder as folder_module
 from amsa.export import single_file as single_file_module
 from amsa.export.check import _compare
-from amsa.export.graphs import export_graph
+from amsa.export.graphs import drop_function_bodies, export_graph
 from amsa.manifest import ModelFolder
 from amsa.model import AMSA
 from amsa.model.stage_modules import stage_modules
-from amsa.plugins import DOMAIN, OPSET
+from amsa.plugins import DOMAIN, OPS, OPSET
+from amsa.plugins.cpu_library import cpu_library, library_path
 
 Exported = Callable[[str], tuple[AMSA, Path, Path]]
 Picture = Callable[..., NDArray[np.uint8]]
@@ -81,6 +84,68 @@ def test_parity_notices_another_network(exported: Exported) -> None:
     other.reset_parameters(9)
     results = {r.stage: r for r in check_parity(other, ModelFolder.open(folder), (40, 48), (96, 96))}
     assert results["restore"].difference > 1e-2
+
+
+@pytest.fixture
+def bare(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The small model's folder without function bodies, from the graphs that were traced with them."""
+    model, whole, _ = exported("small")
+
+    def traced(_module: object, name: str, _inputs: object, _outputs: object, function_bodies: bool) -> onnx.ModelProto:
+        graph = onnx.load(whole / f"{name}.onnx")
+        if not function_bodies:
+            drop_function_bodies(graph)
+        return graph
+
+    monkeypatch.setattr(folder_module, "export_graph", traced)
+    export_folder(model, True, tmp_path / "bare", function_bodies=False)
+    return tmp_path / "bare"
+
+
+def test_without_function_bodies_the_graphs_are_the_same(exported: Exported, bare: Path) -> None:
+    model, folder, _ = exported("small")
+    opened, whole = ModelFolder.open(bare), ModelFolder.open(folder)
+    assert opened.manifest == replace(whole.manifest, graphs=opened.manifest.graphs, function_bodies=False)
+    for stage, content in whole.graphs.items():
+        graph = onnx.load_from_string(content)
+        assert {f.domain for f in graph.functions} <= {DOMAIN}
+        del graph.functions[:]
+        assert onnx.load_from_string(opened.graphs[stage]) == graph
+    assert "function bodies are in the files" in inspect_path(folder).needs[0]
+    assert "function bodies are not in the files: ONNX Runtime needs amsa's CPU kernels" in inspect_path(bare).needs[0]
+    for r in check_parity(model, opened, (40, 48), (160, 192)):
+        assert r.difference <= 1e-4 * max(1, r.scale), r
+        assert r.other_matches <= 0.001
+
+
+@pytest.mark.skipif(cpu_library() is None, reason="no C++ compiler on this machine")
+def test_without_function_bodies_our_kernels_run(exported: Exported, bare: Path, picture: Picture) -> None:
+    lr, ref = picture(24, 32), picture(96, 64, 1)
+    pictures = [np.asarray(Upscaler(folder).upscale(lr, [ref])) for folder in (exported("small")[1], bare)]
+    np.testing.assert_array_equal(*pictures)
+
+
+_WITHOUT_KERNELS = """
+import sys
+import numpy as np
+from amsa import AmsaError, Upscaler
+from amsa.plugins import cpu_library
+cpu_library._FOLDER /= "none"  # not the library that was built while installing
+try:
+    Upscaler(sys.argv[1]).upscale(np.zeros((16, 16, 3), np.uint8), [np.zeros((64, 64, 3), np.uint8)])
+except AmsaError as e:
+    print(e)
+"""
+
+
+def test_without_function_bodies_and_kernels_it_is_an_error(bare: Path, tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "CXX"} | {"PATH": "", "XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "-W", "ignore", "-c", _WITHOUT_KERNELS, bare]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(f"{bare}: ")
+    assert "exported with --no-bodies, so ONNX Runtime needs amsa's CPU kernels" in line
 
 
 def test_a_zip_is_the_folder_in_one_file(exported: Exported, tmp_path: Path) -> None:
@@ -309,20 +374,31 @@ def test_single_files_that_are_refused(quick_file: AMSA, tmp_path: Path, name: s
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes"), [("small", [(96, 64), (64, 160)]), pytest.param("reduced", [(96, 128), (96, 128)], marks=pytest.mark.slow)]
+    ("name", "sizes", "bodies"),
+    [
+        ("small", [(96, 64), (64, 160)], True),
+        ("small", [(96, 64)], False),
+        pytest.param("reduced", [(96, 128), (96, 128)], True, marks=pytest.mark.slow),
+    ],
 )
 def test_a_single_file_equals_the_network(
-    exported: Exported, picture: Picture, tmp_path: Path, name: str, sizes: list[tuple[int, int]]
+    exported: Exported, picture: Picture, tmp_path: Path, name: str, sizes: list[tuple[int, int]], bodies: bool
 ) -> None:
     model, _, _ = exported(name)
-    export_single_file(model, tmp_path / "amsa.onnx", len(sizes))
+    export_single_file(model, tmp_path / "amsa.onnx", len(sizes), function_bodies=bodies)
     assert [p.name for p in tmp_path.iterdir()] == ["amsa.onnx"]
     onnx.checker.check_model(tmp_path / "amsa.onnx", full_check=True)
     lr, *refs = (
         torch.from_numpy(picture(*size, seed)).permute(2, 0, 1)[None].float() / 255
         for seed, size in enumerate([(24, 32), *sizes])
     )
-    session = onnxruntime.InferenceSession(tmp_path / "amsa.onnx", providers=["CPUExecutionProvider"])
+    assert {f.name for f in onnx.load(tmp_path / "amsa.onnx").functions} == ({op.name for op in OPS} if bodies else set())
+    options = onnxruntime.SessionOptions()
+    if not bodies:
+        if library_path() is None:
+            pytest.skip("no C++ compiler on this machine")
+        options.register_custom_ops_library(str(library_path()))
+    session = onnxruntime.InferenceSession(tmp_path / "amsa.onnx", options, providers=["CPUExecutionProvider"])
     inputs = {"lr": lr.numpy(), **{f"ref_{i}": r.numpy() for i, r in enumerate(refs)}}
     (found,) = session.run(None, inputs)
     photos = [refs] if model.config.published_protocol else [[r] for r in refs]
