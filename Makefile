@@ -1,7 +1,7 @@
 # Each target makes the virtual environment it needs, and only that: `make demo` the runtime, `make test` everything.
 PYTHON ?= python3
 
-.PHONY: demo test test-slow kernel-report lint weights model-card clean
+.PHONY: demo test test-slow kernel-report plugins lint weights model-card clean
 
 demo: .venv-demo/ready ## upscale a real photo pair on the CPU, build TensorRT engines; pictures and engines in out/demo
 	.venv-demo/bin/amsa demo
@@ -14,6 +14,10 @@ test-slow: .venv/ready ## the rest
 
 kernel-report: .venv/ready ## what is known of the CUDA kernels without a GPU; fails where they spill, fill too little or load too narrowly
 	.venv/bin/python -m amsa.plugins.kernel_report --check
+
+plugins: .venv/ready ## build/plugins/libamsa_plugins.so for trtexec, Triton and C++: make plugins TENSORRT_INCLUDE_DIR=TensorRT/include
+	cmake -S plugins -B build/plugins -DTENSORRT_INCLUDE_DIR=$(TENSORRT_INCLUDE_DIR) -DPython3_EXECUTABLE="$(CURDIR)/.venv/bin/python"
+	cmake --build build/plugins
 
 lint: .venv/ready ## style and types; the link lets mypy see the root folder as the package `amsa`
 	.venv/bin/ruff check .

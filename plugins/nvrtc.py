@@ -1,11 +1,12 @@
 """Compiles the ops' CUDA kernels to machine code with NVRTC: no toolkit, no driver and no GPU needed.
 
 NVRTC and CUDA's headers come from the wheels of `pip install 'amsa[cuda]'`. `python -m amsa.plugins.nvrtc` compiles everything
-for every architecture and prints sizes and seconds.
+for every architecture and prints sizes and seconds; with `--output FOLDER` it writes what the C++ plugin library carries.
 """
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import hashlib
 import importlib.metadata
@@ -15,11 +16,14 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 # Turing (RTX 20, T4), Ampere (A100; RTX 30), Ada (RTX 40), Hopper (H100), Blackwell (RTX 50)
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_120")
+# What PTX is made for: the driver compiles it for any card from this one on.
+VIRTUAL = "compute_75"
 
 _NVRTC, _HEADERS = "nvidia-cuda-nvrtc", "nvidia-cuda-runtime"
 _FLAGS = ("-std=c++17",)
@@ -40,7 +44,7 @@ def compile_cubin(source: Path, arch: str = ARCHITECTURES[0]) -> bytes:
 
     Args:
         source: the file; `#include "..."` is looked for beside the including file and beside `source`.
-        arch: what to compile for, as in ARCHITECTURES; others work where NVRTC knows them.
+        arch: what to compile for, as in ARCHITECTURES; others work where NVRTC knows them. VIRTUAL gives PTX.
 
     Raises:
         KernelError: NVRTC's wheels are not installed, or the source does not compile; then with file and line.
@@ -142,7 +146,7 @@ def _compile(source: Path, arch: str) -> bytes:
             raise KernelError(f"{source} does not compile for {arch} (NVRTC's error {code})\n{log}".rstrip())
         if log:
             warnings.warn(f"{source} for {arch}: {log}", stacklevel=3)
-        return _fetch(nvrtc, program, "CUBIN")
+        return _fetch(nvrtc, program, "PTX").rstrip(b"\0") if arch == VIRTUAL else _fetch(nvrtc, program, "CUBIN")
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
 
@@ -158,9 +162,27 @@ def _fetch(nvrtc: ctypes.CDLL, program: ctypes.c_void_p, what: str) -> bytes:
     return buffer.raw
 
 
-def main() -> None:
-    """Compiles every op's kernels for every architecture, past the cache, and prints a table."""
+def write_all(folder: Path) -> None:
+    """Every op's kernels for every architecture, as `<op>.<arch>.cubin`, and as PTX, `<op>.<VIRTUAL>.ptx`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in kernel_sources():
+        for arch in (*ARCHITECTURES, VIRTUAL):
+            code = compile_cubin(source, arch)
+            (folder / f"{source.parent.name}.{arch}.{'ptx' if arch == VIRTUAL else 'cubin'}").write_bytes(code)
+
+
+def main(words: Sequence[str] = ()) -> None:
+    """Compiles every op's kernels for every architecture, past the cache, and prints a table; or writes them into a folder."""
+    parser = argparse.ArgumentParser(prog="python -m amsa.plugins.nvrtc", description=main.__doc__)
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write the kernels there instead")
+    parser.add_argument("--compiler", action="store_true", help="only print which compiler there is")
+    arguments = parser.parse_args(words)
+    if arguments.output:
+        write_all(arguments.output)
+        return
     print(wheel_versions())
+    if arguments.compiler:
+        return
     print(f"{'kernels of':<20}{'arch':<8}{'bytes':>9}{'seconds':>9}")
     for source in kernel_sources():
         for arch in ARCHITECTURES:
@@ -171,6 +193,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     try:
-        main()
+        main(sys.argv[1:])
     except KernelError as e:
         sys.exit(str(e))

@@ -148,8 +148,10 @@ def load_plugins(trt: Any, logger: Any = None) -> None:
     if logger is not None:
         _loggers[:] = [logger]
     registry = trt.get_plugin_registry()
+    # Not asked for by name: TensorRT logs an error for what it does not find.
+    known = {(c.name, c.plugin_version, c.plugin_namespace) for c in registry.all_creators}
     for op in OPS:
-        if registry.get_creator(op.name, str(VERSION), DOMAIN) is None:
+        if (op.name, str(VERSION), DOMAIN) not in known:
             registry.register_creator(_creator_class(trt, op)(), DOMAIN)
 
 

@@ -27,7 +27,7 @@ class CudaBindings:
         try:
             self._call("cuInit", 0)
         except RuntimeError as e:  # cuda-bindings' own, where it finds no library
-            raise CudaError(f"there is no NVIDIA driver on this machine ({e})") from e
+            raise CudaError("there is no NVIDIA driver on this machine (libcuda.so.1 cannot be loaded)") from e
         device = self._call("cuDeviceGet", DEVICE)
         self._context = self._call("cuDevicePrimaryCtxRetain", device)
         attribute = driver.CUdevice_attribute

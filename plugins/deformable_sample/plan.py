@@ -44,8 +44,9 @@ def deformable_sample_plan(
         scale, groups: the op's attributes.
 
     Raises:
-        ValueError: shapes do not fit, or a tensor has more than 2^31 - 1 elements in one batch element.
+        ValueError: shapes or attributes do not fit, or a tensor has more than 2^31 - 1 elements in one batch element.
     """
+    DEFORMABLE_SAMPLE.check_attributes(scale=scale, groups=groups)
     ((n, _, height, width),) = DEFORMABLE_SAMPLE.infer_shapes(value, match, offset_mask, scale=scale, groups=groups)
     c, rows, cols = value[1:]
     for name, shape in (("value", value), ("offset_mask", offset_mask), ("the output", (n, 9 * c, height, width))):

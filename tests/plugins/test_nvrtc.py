@@ -74,6 +74,25 @@ def test_the_kernels_of_the_ops(kernels: Path, arch: str) -> None:
 
 
 @compiles
+def test_ptx(source: Path) -> None:
+    ptx = nvrtc.compile_cubin(source, nvrtc.VIRTUAL).decode()
+    assert ".target sm_75" in ptx
+    assert ".entry copy" in ptx
+    assert ptx.endswith("\n")
+
+
+@compiles
+def test_all_kernels_into_a_folder(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvrtc, "kernel_sources", lambda: [source])
+    nvrtc.main(["--output", str(tmp_path / "new" / "kernels")])
+    written = {file.name: file.read_bytes() for file in (tmp_path / "new" / "kernels").iterdir()}
+    assert written == {
+        **{f"op.{arch}.cubin": nvrtc.compile_cubin(source, arch) for arch in nvrtc.ARCHITECTURES},
+        "op.compute_75.ptx": nvrtc.compile_cubin(source, "compute_75"),
+    }
+
+
+@compiles
 def test_compiled_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = _count_compilations(monkeypatch)
     first = nvrtc.compile_cubin(source)
