@@ -21,6 +21,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -154,7 +155,7 @@ def _cpu_kernels() -> str:
         raise _Problem(BROKEN, text, f"install {compiler} again, or let CXX name another compiler")
     seconds = time.perf_counter() - begin
     fresh = f", compiled now in {seconds:.0f} s" if seconds > 1 else ""
-    return f"{cpu_library.kernels('')} ({cpu_library.library_path()}{fresh})"
+    return f"{library.amsa_instruction_set().decode()} ({cpu_library.library_path()}{fresh})"
 
 
 def _models() -> str:
@@ -183,13 +184,15 @@ def _photos() -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
 
 
 def _picture() -> str:
+    import numpy as np
+
     from .metrics import psnr
     from .upscaler import Upscaler
 
     ref, lr, bicubic = _photos()
     begin = time.perf_counter()
     upscaler = Upscaler(backend="onnxruntime")
-    sr = upscaler.upscale(lr, [ref])
+    sr = np.asarray(upscaler.upscale(lr, [ref]))
     seconds = time.perf_counter() - begin
     if sr.shape != bicubic.shape or psnr(sr, bicubic) < _PLAUSIBLE_PSNR:
         raise _Problem(BROKEN, f"ONNX Runtime ({upscaler.kernels}) makes of 16x16 pixels a picture that cannot be")
@@ -236,10 +239,8 @@ def _driver() -> str:
     found = version.value // 1000, version.value % 1000 // 10
     words, needed, why = _needed_cuda()
     text = f"for CUDA {found[0]}.{found[1]}"
-    try:
+    with suppress(OSError):  # WSL has no kernel module of this name
         text = f"{Path('/sys/module/nvidia/version').read_text().strip()}, {text}"
-    except OSError:
-        pass  # no kernel module of this name: a container or WSL
     if found < needed:
         raise _Problem(BROKEN, f"{text}; {why} needs {words}", _DRIVER_MEND.format(words))
     return text
@@ -421,8 +422,7 @@ def _gpu_picture(runtime: str) -> str:
     _device()
     ref, lr, _ = _photos()
     with tempfile.TemporaryDirectory(prefix="amsa-doctor-") as folder:
-        sizes = {"lr_sizes": _LR_SIZES, "ref_sizes": _REF_SIZES}
-        build_engines(SHIPPED_ENGINE_MODEL, [NATIVE], runtime=runtime, output=folder, **sizes)
+        build_engines(SHIPPED_ENGINE_MODEL, [NATIVE], runtime=runtime, lr_sizes=_LR_SIZES, ref_sizes=_REF_SIZES, output=folder)
         sr = Upscaler(SHIPPED_ENGINE_MODEL, "tensorrt", engines=folder).upscale(lr, [ref])
     return _compare(sr, Upscaler(SHIPPED_ENGINE_MODEL, "onnxruntime").upscale(lr, [ref]))
 
@@ -465,7 +465,7 @@ def _package_check(package: str, module: str, extra: str = "") -> Check:
     return Check(package, partial(_package, package, module, extra), f"pip install --force-reinstall {package}")
 
 
-_REPORT = "a bug: please report it, with what `amsa doctor --json` prints"
+_REPORT = "report it as a bug, with what `amsa doctor --json` prints"
 _NVIDIA_SMI = "nvidia-smi says more; after an update of the driver: sudo reboot"
 _REBUILD = "pip install --force-reinstall 'amsa[{}]'"
 _NATIVE_SECONDS = 540.0  # classic TensorRT times every kernel it could take
@@ -562,9 +562,9 @@ def examine(name: str) -> Finding:
         return finding(BROKEN, f"{type(e).__name__}: {e}")
 
 
-def examine_machine(groups: Sequence[tuple[str, Sequence[Check]]] = GROUPS) -> Iterator[Finding]:
-    """Run checks in child processes; yields each finding as soon as there is one. None is left out, whatever happens."""
-    for section, checks in groups:
+def examine_machine() -> Iterator[Finding]:
+    """Run all checks, in child processes; yields each finding as soon as there is one. None is left out, whatever happens."""
+    for section, checks in GROUPS:
         left = list(checks)
         while left:
             yield from _in_child(section, left)
