@@ -365,13 +365,13 @@ def compare(
             raise AmsaError("two models are compared on photos: give both --lr and --ref")
         photos = read_photo(lr), [read_photo(r) for r in ref]
         names = [str(p) for p in (lr, *ref)]
-        upscalers = [_open_model(m, backend, threads) for m, backend in ((a, backend_a), (b, backend_b))]
+        first, second = _open_model(a, backend_a, threads), _open_model(b, backend_b, threads)
         with _progress(as_json) as progress:
-            pictures = [u.upscale_photo(*photos, seed=seed, names=names, progress=progress) for u in upscalers]
+            pictures = [u.upscale_photo(*photos, seed=seed, names=names, progress=progress) for u in (first, second)]
             if stages:
                 from .engine.stage_comparison import compare_stages
 
-                differences = compare_stages(*upscalers, *photos, seed=seed, names=names, progress=progress)
+                differences = compare_stages(first, second, *photos, seed=seed, names=names, progress=progress)
     else:
         for path in (a, b):
             if path.is_dir() or path.suffix in (".safetensors", ".amsa"):
