@@ -62,6 +62,12 @@ def upscale(
     matching: Matching = "patchmatch",
     seed: Seed = 0,
     threads: Threads = None,
+    skip: Annotated[
+        float | None,
+        typer.Option(
+            "--skip", help="Weight that references may have together and still not be restored, 0 to 1; 0: restore all."
+        ),
+    ] = None,
     engines: Annotated[
         Path | None, typer.Option("--engines", help="tensorrt: folder that `amsa build -o` wrote to; default: MODEL.engines.")
     ] = None,
@@ -83,7 +89,7 @@ def upscale(
     check_format(output, lr_photo, 4)
     ref_photos = [read_photo(r) for r in refs]
     cap = None if max_device_memory is None else max_device_memory * 1_000_000
-    upscaler = Upscaler(model, backend, threads, matching=matching, engines=engines, max_device_memory=cap)
+    upscaler = Upscaler(model, backend, threads, matching=matching, skip=skip, engines=engines, max_device_memory=cap)
     if not as_json:
         _say_backend(upscaler)
     measured = Stats()
@@ -669,6 +675,7 @@ def _print_stats(stats: Stats, total: float) -> None:
         table.add_row(stage, f"{seconds:.2f}")
     table.add_row("total", f"{total:.2f}")
     out.print(table)
+    out.print(f"restored from {stats.restored} of {stats.matched} references at a scale; the others weigh little")
     out.print(f"peak memory: {_peak_memory_mb():.0f} MB")
 
 

@@ -159,5 +159,7 @@ def compare_stages(
         AmsaError: two different networks, or what `upscale_photo` raises.
     """
     both = BothBackends(reference.backend_in_use, other.backend_in_use)
-    Upscaler.on(both, reference.tile, reference.matching).upscale_photo(lr, refs, seed=seed, names=names, progress=progress)
+    Upscaler.on(both, reference.tile, reference.matching, reference.skip).upscale_photo(
+        lr, refs, seed=seed, names=names, progress=progress
+    )
     return both.differences

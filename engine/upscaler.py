@@ -16,6 +16,7 @@ from PIL import Image
 from ..errors import AmsaError
 from ..stages import LR_MIN, REF_MIN, SCALE
 from .backends import Backend, Execution, open_backend
+from .fusion import SKIP, fusion_weights, skip_lightest
 from .gpu.cuda import OutOfDeviceMemory
 from .images import Photo, from_array, require_size, resize_bicubic, to_array
 from .references import EncodedReference, EncodedScale, common_canvas, pad_edges, prepare_lr, prepare_scales
@@ -35,9 +36,11 @@ _SMALLEST_TILE = 16
 
 @dataclass
 class Stats:
-    """Seconds spent in each stage of one or more calls."""
+    """What one or more calls did: seconds spent in each stage; references at a scale that were matched, and restored from."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    matched: int = 0
+    restored: int = 0
 
     def add(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
@@ -53,6 +56,8 @@ class Upscaler:
         tile: LR pixels restored at a time. Smaller needs less memory and more time; the picture stays the same.
         matching: "patchmatch"; "exact": every LR position is compared with all of the reference, whose time grows with LR
             area times reference area; "auto": exact for references up to `EXACT_UP_TO` positions, where that is as fast.
+        skip: how much the references that are not restored may weigh together (see `fusion.skip_lightest`); 0: all are restored.
+            None: what is proven harmless for the variant, `fusion.SKIP`; `Stats` tells how many were restored.
         engines: TensorRT: folder that `amsa build -o` wrote to; None: beside the model.
         max_device_memory: TensorRT: bytes that features, pictures and scratch memory may take on the GPU. Where tiles do not fit
             they are made smaller, and that is told.
@@ -70,27 +75,29 @@ class Upscaler:
         threads: int | None = None,
         tile: int = TILE,
         matching: str = "patchmatch",
+        skip: float | None = None,
         engines: str | Path | None = None,
         max_device_memory: int | None = None,
     ) -> None:
-        _check_settings(tile, matching)
+        _check_settings(tile, matching, skip)
         if matching != "patchmatch" and backend == "tensorrt":
             raise AmsaError(f"matching {matching!r} has no CUDA kernel; with the tensorrt backend take 'patchmatch'")
-        self._use(open_backend(path, backend, threads, engines, max_device_memory), tile, matching)
+        self._use(open_backend(path, backend, threads, engines, max_device_memory), tile, matching, skip)
 
     @classmethod
-    def on(cls, backend: Backend, tile: int = TILE, matching: str = "patchmatch") -> Upscaler:
+    def on(cls, backend: Backend, tile: int = TILE, matching: str = "patchmatch", skip: float | None = None) -> Upscaler:
         """An upscaler on a backend that is open already."""
-        _check_settings(tile, matching)
+        _check_settings(tile, matching, skip)
         upscaler = cls.__new__(cls)
-        upscaler._use(backend, tile, matching)
+        upscaler._use(backend, tile, matching, skip)
         return upscaler
 
-    def _use(self, backend: Backend, tile: int, matching: str) -> None:
+    def _use(self, backend: Backend, tile: int, matching: str, skip: float | None) -> None:
         self.backend_in_use = backend
         self.config = backend.config
         self.tile = tile
         self.matching = matching
+        self.skip = SKIP.get(self.config.variant, 0.0) if skip is None else skip
 
     @property
     def backend(self) -> str:
@@ -241,7 +248,13 @@ class Upscaler:
             matches.append(found["match"])
             relevances.append(found["relevance"])
         weights = fusion_weights([on.to_host(relevance) for relevance in relevances], self.config.sharpness)
-        maps = [on.to_device(np.ascontiguousarray(weight)) for weight in weights]
+        shares = skip_lightest(weights, size, self.skip)
+        needed = [i for i, share in enumerate(shares) if share is not None]
+        if stats is not None:
+            stats.matched, stats.restored = stats.matched + len(scales), stats.restored + len(needed)
+        steps.leave_out(len(list(_tiles(*size, self.tile))) * (len(scales) - len(needed)))
+        maps = [on.to_device(np.ascontiguousarray(shares[i])) for i in needed]
+        matches, scales = [matches[i] for i in needed], [scales[i] for i in needed]
 
         tile = self.tile
         sr = on.empty((1, 3, SCALE * size[0], SCALE * size[1]), np.float32)
@@ -349,13 +362,19 @@ class _Steps:
     def __init__(self, progress: Progress | None, total: int) -> None:
         self._progress, self._total, self._done = progress, total, 0
 
+    def leave_out(self, count: int) -> None:
+        """So many steps turn out not to be needed."""
+        self._total -= count
+
     def next(self, what: str) -> None:
         if self._progress is not None:
             self._progress(min(self._done, self._total), self._total, what)  # smaller tiles than planned are more steps
         self._done += 1
 
 
-def _check_settings(tile: int, matching: str) -> None:
+def _check_settings(tile: int, matching: str, skip: float | None) -> None:
+    if skip is not None and not 0 <= skip < 1:
+        raise AmsaError(f"skip is {skip}; it must be from 0 (restore all references) to less than 1")
     if tile < 1:
         raise AmsaError(f"tile is {tile}; it must be at least 1 LR pixel")
     if matching not in MATCHINGS:
@@ -365,13 +384,6 @@ def _check_settings(tile: int, matching: str) -> None:
 def _check_seed(seed: int) -> None:
     if not 0 <= seed < 2**31:
         raise AmsaError(f"seed is {seed}; it must be from 0 to {2**31 - 1}")
-
-
-def fusion_weights(relevances: Sequence[NDArray[np.float32]], sharpness: float) -> list[NDArray[np.float32]]:
-    """S' of Eq. 9: softmax of sharpness * relevance over all references and scales; float32 [1, 1, h, w] each."""
-    logits = sharpness * np.stack(relevances)
-    exponentials = np.exp(logits - logits.max(0))
-    return list(exponentials / exponentials.sum(0))
 
 
 def _tiles(height: int, width: int, size: int) -> Iterator[tuple[slice, slice]]:

@@ -20,9 +20,8 @@ from amsa.engine.demo import load_pair, shrink
 from amsa.engine.images import Photo, from_array, resize_bicubic, to_array
 from amsa.engine.metrics import psnr
 from amsa.engine.references import common_canvas, prepare_lr, prepare_scales
-from amsa.engine.upscaler import Stats, fusion_weights
+from amsa.engine.upscaler import Stats
 from amsa.model import AMSA, save_checkpoint
-from amsa.model.matching import fusion_weights as torch_fusion_weights
 
 SMALL = replace(AMSAConfig.small(), ref_scales=2)
 PUBLISHED = replace(AMSAConfig.published(8, 1, 4), ref_scales=2)
@@ -63,7 +62,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def upscaler(small: Path) -> Upscaler:
-    return Upscaler(small)
+    """Restores from all references: which ones weigh little is a matter of `test_fusion.py`."""
+    return Upscaler(small, skip=0)
 
 
 # ------------------------------------------------------------------------------------------------ sizes and kinds
@@ -125,19 +125,6 @@ def test_references_of_different_sizes_all_take_part(upscaler: Upscaler) -> None
     assert not np.array_equal(both, upscaler.upscale(lr, refs[1:]))
     # in any order, but for the order of sums and the last bit of rounding
     assert np.abs(both.astype(int) - upscaler.upscale(lr, refs[::-1]).astype(int)).max() <= 1
-
-
-def test_fusion_weights_are_torchs(rng: np.random.Generator) -> None:
-    relevances = [rng.normal(size=(1, 1, 5, 7)).astype(np.float32) for _ in range(3)]
-    weights = fusion_weights(relevances, 10.0)
-    np.testing.assert_allclose(sum(weights), 1, rtol=1e-6)
-    expected = torch_fusion_weights([torch.from_numpy(r) for r in relevances], 10.0)
-    np.testing.assert_allclose(np.stack(weights), torch.stack(expected).numpy(), atol=1e-6)
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
 
 
 def test_scales_of_a_reference() -> None:
@@ -375,7 +362,7 @@ def test_a_tile_has_pixels(small: Path, tile: int) -> None:
 
 
 def test_progress_counts_tiles_and_spares_encoded_references(small: Path) -> None:
-    upscaler, calls = Upscaler(small, tile=10), []
+    upscaler, calls = Upscaler(small, tile=10, skip=0), []
     refs = [upscaler.encode_reference(picture(64, 64, 1)), from_array(picture(64, 96, 2))]
     upscaler.upscale_photo(from_array(picture(20, 17)), refs, progress=lambda *call: calls.append(call))
     # 1 LR, 2 scales to read of the photo, 4 to match, and 4 tiles of each
@@ -460,7 +447,7 @@ def test_the_shipped_model_takes_detail_from_the_reference(motorcycle: tuple[Pho
 
 def test_another_seed_gives_nearly_the_same_picture(motorcycle: tuple[Photo, NDArray[Any], NDArray[Any]]) -> None:
     lr, _, ref = motorcycle
-    shipped = Upscaler()
+    shipped = Upscaler(skip=0)
     first, again, *others = (to_array(shipped.upscale_photo(lr, [from_array(ref)], seed=s)) for s in (0, 0, 1, 2**31 - 2))
     assert np.array_equal(first, again)
     for other in others:

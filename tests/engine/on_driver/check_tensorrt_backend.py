@@ -65,7 +65,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def on_cpu(exported: Path) -> Upscaler:
-    return Upscaler(exported, "onnxruntime", threads=1)
+    return Upscaler(exported, "onnxruntime", threads=1, skip=0)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def opened(model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Upscal
     def open_upscaler(runtime: str = "rtx", lr: str = "16x16/32x32/64x64", **settings: Any) -> Upscaler:
         trt = stand_in.install(monkeypatch, runtime)
         stand_in.build(model, trt, runtime, lr=lr)
-        return Upscaler(model, "tensorrt", **settings)
+        return Upscaler(model, "tensorrt", **{"skip": 0, **settings})
 
     return open_upscaler
 
@@ -126,7 +126,7 @@ def test_tiles_and_encoded_references(
     opened: Callable[..., Upscaler], photos: tuple[Photo, Photo, Photo], exported: Path
 ) -> None:
     upscaler = opened(tile=16)
-    expected = Upscaler(exported, "onnxruntime", threads=1, tile=16).upscale_photo(photos[0], photos[1:])
+    expected = Upscaler(exported, "onnxruntime", threads=1, tile=16, skip=0).upscale_photo(photos[0], photos[1:])
     lr, *refs = photos
     encoded = [upscaler.encode_reference(ref) for ref in refs]
     assert all(isinstance(t, DeviceArray) for scale in encoded[0].scales for t in scale.tensors.values())
