@@ -66,6 +66,9 @@ class Backend(Protocol):
     def call(self) -> AbstractContextManager[Execution]:
         """Begin a call. At its end all its work is done."""
 
+    def close(self) -> None:
+        """Give back the device memory that is kept between calls; the backend can be used again."""
+
 
 class HostExecution:
     """A backend whose arrays are numpy's: it is itself what calls run on."""
@@ -98,6 +101,39 @@ class HostExecution:
     def synchronize(self) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
+
+def open_session(model: Path, stage: str, graph: bytes, threads: int | None) -> Any:
+    """An ONNX Runtime session on the CPU. With our library our ops run as its kernels; without, ONNX Runtime takes the graph's
+    function bodies.
+
+    Args:
+        model, stage: what to call it in an error.
+        graph: an ONNX file's content.
+        threads: within an operator; None: one per core.
+
+    Raises:
+        AmsaError: ONNX Runtime cannot load the graph.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    # Shapes differ from call to call; a pattern per shape would only keep memory.
+    options.enable_mem_pattern = False
+    options.log_severity_level = 3  # errors: of a quantized float16 graph it warns 16 times that it cannot fold a constant
+    library = cpu_library()
+    try:
+        if library is not None:
+            library.amsa_set_threads(threads or 0)
+            options.register_custom_ops_library(str(library_path()))
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as e:  # onnxruntime's exceptions share no base class but Exception
+        reason = " ".join(str(e).split())[:200]
+        raise AmsaError(f"{model}: ONNX Runtime {onnxruntime.__version__} cannot load {stage}.onnx ({reason})") from e
+
 
 class OnnxRuntimeBackend(HostExecution):
     """ONNX Runtime on the CPU. Sessions are made when first needed: opening a model costs nothing that is not used."""
@@ -120,24 +156,7 @@ class OnnxRuntimeBackend(HostExecution):
 
     def _session(self, stage: str) -> Any:
         if stage not in self._sessions:
-            import onnxruntime
-
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = self._threads or 0
-            # Shapes differ from call to call; a pattern per shape would only keep memory.
-            options.enable_mem_pattern = False
-            library = cpu_library()
-            try:
-                # With the library our ops run as its kernels; without, ONNX Runtime takes the file's function bodies.
-                if library is not None:
-                    library.amsa_set_threads(self._threads or 0)
-                    options.register_custom_ops_library(str(library_path()))
-                session = onnxruntime.InferenceSession(self._folder.graphs[stage], options, providers=["CPUExecutionProvider"])
-            except Exception as e:  # onnxruntime's exceptions share no base class but Exception
-                reason = " ".join(str(e).split())[:200]
-                raise AmsaError(
-                    f"{self._folder.path}: ONNX Runtime {onnxruntime.__version__} cannot load {stage}.onnx ({reason})"
-                ) from e
+            session = open_session(self._folder.path, stage, self._folder.graphs[stage], self._threads)
             declared = next(s for s in self.config.stages(self.precision) if s.name == stage)
             for what, tensors, found in (
                 ("inputs", declared.inputs, session.get_inputs()),

@@ -20,7 +20,7 @@ from ..stages import LR_MIN, PRECISIONS, Stage
 from .engine_cache import SUFFIX, EngineKey, Sidecar, plugins_hash, read_sidecar, store_engine, why_build
 from .engine_shapes import GRID_MIN, LR_SIZES, REF_SIZES, bounds, dimensions, make_profile, parse_sizes
 from .plan_facts import Wanted, check_plan, read_plan
-from .tensorrt_module import gpu, import_tensorrt, process_logger
+from .tensorrt_module import gpu, import_tensorrt, process_logger, rtx_targets
 
 Progress: TypeAlias = "Callable[[int, int, str], None]"
 """Called with (steps done, steps in all, what is being done)."""
@@ -133,7 +133,7 @@ class _Target:
 def _target(trt: Any, target: str, runtime: str) -> _Target:
     parts = target.split("+")
     if runtime == "rtx" and parts != [NATIVE]:
-        known = [name.lower() for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
+        known = rtx_targets(trt)
         if NATIVE in parts:
             raise AmsaError(f"--target {target}: {NATIVE} is this machine's GPU and no other; give it a --target of its own")
         if unknown := [part for part in parts if part not in known]:

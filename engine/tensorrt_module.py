@@ -134,6 +134,12 @@ def gpu() -> tuple[str, str]:
     return f"sm{major.value}{minor.value}", f"{name.value.decode()}, driver {driver}, CUDA {cuda_version}"
 
 
+def rtx_targets(trt: Any) -> tuple[str, ...]:
+    """Compute capabilities that the module `tensorrt_rtx` builds engines for, ascending, as "sm75". Not all are served: sm90
+    is not."""
+    return tuple(name.lower() for name in trt.ComputeCapability.__members__ if name.startswith("SM"))
+
+
 def process_logger(trt: Any) -> Any:
     """The one logger of this process (TensorRT ignores a second one). `take_errors()` and `take_warnings()` hand out what was
     logged since; `clear()` forgets it."""

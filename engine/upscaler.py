@@ -119,6 +119,10 @@ class Upscaler:
         """Whether the weights are trained; if not, pictures show little more than the upsampled LR."""
         return self.backend_in_use.trained
 
+    def close(self) -> None:
+        """Give back the GPU memory that is kept between calls; references keep theirs. The upscaler can be used again."""
+        self.backend_in_use.close()
+
     def upscale(self, lr: Picture, refs: Sequence[Picture | EncodedReference], *, seed: int = 0) -> Picture:
         """Upscale a picture x4.
 

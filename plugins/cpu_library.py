@@ -35,7 +35,8 @@ def _name() -> str:
     return f"cpu-{digest.hexdigest()[:16]}.so"
 
 
-def _compiler() -> str | None:
+def find_compiler() -> str | None:
+    """The C++ compiler that `build` calls: what CXX names, else the first that is installed; None where there is none."""
     return os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
 
 
@@ -46,7 +47,7 @@ def build(into: Path) -> Path:
         OSError: there is no compiler, or the folder cannot be written.
         subprocess.CalledProcessError: the compiler fails; `stderr` says why.
     """
-    compiler = _compiler()
+    compiler = find_compiler()
     if compiler is None:
         raise FileNotFoundError("no C++ compiler")
     into.mkdir(parents=True, exist_ok=True)
@@ -70,7 +71,7 @@ def library_path() -> Path | None:
     for folder in (_FOLDER, cached):
         if (folder / _name()).exists():
             return folder / _name()
-    if _compiler() is None:
+    if find_compiler() is None:
         warnings.warn(f"no C++ compiler, so no CPU kernels: {_INSTEAD}", stacklevel=2)
         return None
     try:

@@ -51,12 +51,21 @@ def compile_cubin(source: Path, arch: str = ARCHITECTURES[0]) -> bytes:
         OSError: the source cannot be read.
     """
     source = source.resolve()
-    cached = _cache_file(source, arch)
-    cubin = _load(cached)
+    cubin = cached_cubin(source, arch)
     if cubin is None:
         cubin = _compile(source, arch)
-        _store(cached, cubin)
+        _store(_cache_file(source, arch), cubin)
     return cubin
+
+
+def cached_cubin(source: Path, arch: str = ARCHITECTURES[0]) -> bytes | None:
+    """What `compile_cubin` made of the same sources before; None where the user's cache does not hold it.
+
+    Raises:
+        KernelError: NVRTC's wheels are not installed.
+        OSError: the source cannot be read.
+    """
+    return _load(_cache_file(source.resolve(), arch))
 
 
 def wheel_file(wheel: str, name: str, mend: str) -> Path:
@@ -74,13 +83,13 @@ def wheel_file(wheel: str, name: str, mend: str) -> Path:
 
 def wheel_versions() -> str:
     """Versions of the compiler and of CUDA's headers; both decide what comes out."""
-    _toolchain_files()
+    toolchain_files()
     return " ".join(f"{w} {importlib.metadata.version(w)}" for w in (_NVRTC, _HEADERS))
 
 
 @cache
-def _toolchain_files() -> tuple[Path, Path]:
-    """NVRTC's library and the folder of CUDA's headers."""
+def toolchain_files() -> tuple[Path, Path]:
+    """NVRTC's library and the folder of CUDA's headers. KernelError where a wheel is not installed."""
     mend = "pip install 'amsa[cuda]'"
     return wheel_file(_NVRTC, "libnvrtc.so.*", mend), wheel_file(_HEADERS, "cuda_fp16.h", mend).parent
 
@@ -128,7 +137,7 @@ def _store(path: Path, cubin: bytes) -> None:
 
 
 def _compile(source: Path, arch: str) -> bytes:
-    library, headers = _toolchain_files()
+    library, headers = toolchain_files()
     try:
         nvrtc = ctypes.CDLL(str(library))
     except OSError as e:

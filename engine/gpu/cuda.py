@@ -124,7 +124,7 @@ def open_cuda(binding: str | None = None) -> Cuda:
         CudaError: no binding, no driver or no GPU.
     """
     if binding is None:
-        binding = next((name for name, module in BINDINGS.items() if _installed(module)), None)
+        binding = installed_binding()
     if binding is None:
         raise CudaError("neither cuda-bindings nor pycuda is installed; install the first with: pip install 'amsa[cuda]'")
     if binding not in BINDINGS:
@@ -142,6 +142,11 @@ def open_cuda(binding: str | None = None) -> Cuda:
 
 BINDINGS = {"cuda-bindings": "cuda.bindings", "pycuda": "pycuda"}
 """Bindings by their names on PyPI, the preferred one first, and their modules."""
+
+
+def installed_binding() -> str | None:
+    """Name of the binding that `open_cuda` takes by itself, a key of BINDINGS; None where none is installed."""
+    return next((name for name, module in BINDINGS.items() if _installed(module)), None)
 
 
 def _installed(module: str) -> bool:

@@ -25,13 +25,16 @@ import pytest
 
 from amsa import AmsaError, cli
 from amsa.engine import backends, doctor
-from amsa.engine.doctor import ABSENT, BROKEN, GROUPS, OK, Check, Finding, examine, examine_machine
+from amsa.engine.doctor import ABSENT, BROKEN, OK, Finding, checks, examine_machine, gpu, packages
+from amsa.engine.doctor.checks import ABILITIES, GROUPS, Check, examine
+from amsa.engine.doctor.findings import Problem
+from amsa.engine.doctor.pictures import compare
 from amsa.plugins import cpu_library, nvrtc
 from amsa.plugins.nvrtc import KernelError
 
 from ..cuda.cpu_driver import run_on_driver
 
-NAMES = [check.name for _, checks in GROUPS for check in checks]
+NAMES = [check.name for _, group in GROUPS for check in group]
 CLASSIC = GROUPS[-1]
 Run = Callable[..., tuple[int, str, str]]
 
@@ -58,7 +61,7 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let doctor have no checks but those of some sections."""
 
     def choose(*sections: str) -> None:
-        monkeypatch.setattr(doctor, "GROUPS", tuple(group for group in GROUPS if group[0] in sections))
+        monkeypatch.setattr(checks, "GROUPS", tuple(group for group in GROUPS if group[0] in sections))
 
     return choose
 
@@ -68,7 +71,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], str]], Fi
     """What becomes of a check."""
 
     def run_it(function: Callable[[], str]) -> Finding:
-        monkeypatch.setattr(doctor, "GROUPS", (("section", (Check("name", function, "the mend"),)),))
+        monkeypatch.setattr(checks, "GROUPS", (("section", (Check("name", function, "the mend"),)),))
         return examine("name")
 
     return run_it
@@ -78,8 +81,8 @@ def tensorrt_that(monkeypatch: pytest.MonkeyPatch, folder: Path, source: str, se
     """What doctor finds of classic TensorRT, whose module does this when it is imported."""
     (folder / "tensorrt.py").write_text(source)
     monkeypatch.syspath_prepend(str(folder))
-    section, checks = CLASSIC
-    monkeypatch.setattr(doctor, "GROUPS", ((section, tuple(replace(c, seconds=seconds) for c in checks)),))
+    section, group = CLASSIC
+    monkeypatch.setattr(checks, "GROUPS", ((section, tuple(replace(c, seconds=seconds) for c in group)),))
     return list(examine_machine())
 
 
@@ -114,7 +117,7 @@ def test_this_machine(run: Run, only: Callable[..., None]) -> None:
     values = json.loads(out)
     findings = {f["name"]: Finding(**f) for f in values["findings"]}
     assert (code, err) == (int(any(f.state == BROKEN for f in findings.values())), "")
-    assert [*findings] == [c.name for section, checks in GROUPS for c in checks if section in sections]
+    assert [*findings] == [c.name for section, group in GROUPS for c in group if section in sections]
     check_this_machine(findings)
     if cpu_library.cpu_library() is not None:
         assert findings["C++ kernels"].text.endswith(f"({cpu_library.library_path()})")
@@ -167,8 +170,8 @@ def no_driver() -> bool:
 
 def test_every_package_is_asked_for() -> None:
     """No check for what setup.cfg does not name."""
-    checks = [check.function for _, checks in GROUPS for check in checks if isinstance(check.function, partial)]
-    packages = [f.args for f in checks if f.func is doctor._package] + [
+    functions = [check.function for _, group in GROUPS for check in group if isinstance(check.function, partial)]
+    asked = [f.args for f in functions if f.func is packages.check_package] + [
         (package, "", extra)
         for package, extra in (
             ("cuda-bindings", "cuda"),
@@ -178,9 +181,9 @@ def test_every_package_is_asked_for() -> None:
             ("tensorrt", "tensorrt"),
         )
     ]
-    assert len(packages) == 14
-    for package, _, *extra in packages:
-        assert str(doctor._asked_for(package, extra[0] if extra else "")), package
+    assert len(asked) == 14
+    for package, _, *extra in asked:
+        assert str(packages.asked_for(package, extra[0] if extra else "")), package
 
 
 # ------------------------------------------------------------------------------------------------ what a check raises
@@ -295,7 +298,7 @@ def test_without_what_doctor_itself_needs(tmp_path: Path) -> None:
 
 
 def test_amsa_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda package: None)
+    monkeypatch.setattr(packages, "version", lambda package: None)
 
     def nothing(package: str) -> Any:
         raise importlib.metadata.PackageNotFoundError(package)
@@ -307,20 +310,20 @@ def test_amsa_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_amsa_of_two_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda package: "0.0.1")
+    monkeypatch.setattr(packages, "version", lambda package: "0.0.1")
     assert examine("amsa").state == BROKEN
     assert examine("amsa").text.endswith("but pip knows version 0.0.1")
 
 
 def test_a_package_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda package: "1.2.0")
+    monkeypatch.setattr(packages, "version", lambda package: "1.2.0")
     assert examine("onnxruntime") == Finding(
         "runtime", "onnxruntime", BROKEN, "1.2.0, and amsa needs >=1.20", "pip install 'onnxruntime>=1.20'"
     )
 
 
 def test_packages_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "find_spec", lambda module: None)
+    monkeypatch.setattr(packages, "find_spec", lambda module: None)
     assert examine("numpy") == Finding("runtime", "numpy", BROKEN, "not installed", "pip install 'numpy>=1.26'")
     section = "export and training"
     assert examine("torch") == Finding(section, "torch", ABSENT, "not installed", "pip install 'amsa[export]'")
@@ -338,7 +341,7 @@ def no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_library")
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_library, "_compiler", lambda: None)
+    monkeypatch.setattr(cpu_library, "find_compiler", lambda: None)
     finding = examine("C++ kernels")
     assert (finding.state, finding.mend) == (ABSENT, "sudo apt install g++")
     assert finding.text.startswith("no C++ compiler, so no CPU kernels: ")
@@ -380,9 +383,9 @@ def pretend_driver(monkeypatch: pytest.MonkeyPatch, version: int, nvrtc_version:
         pointer._obj.value = version
         return 0
 
-    known = doctor._version
-    monkeypatch.setattr(doctor, "_cuda_library", lambda: SimpleNamespace(cuDriverGetVersion=get_version))
-    monkeypatch.setattr(doctor, "_version", lambda p: nvrtc_version if p == "nvidia-cuda-nvrtc" else known(p))
+    known = packages.version
+    monkeypatch.setattr(gpu, "_cuda_library", lambda: SimpleNamespace(cuDriverGetVersion=get_version))
+    monkeypatch.setattr(packages, "version", lambda p: nvrtc_version if p == "nvidia-cuda-nvrtc" else known(p))
 
 
 @pytest.mark.parametrize(
@@ -421,7 +424,7 @@ def test_a_driver_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_no_binding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amsa.engine.gpu.cuda._installed", lambda module: False)
+    monkeypatch.setattr("amsa.engine.gpu.cuda.installed_binding", lambda: None)
     text = "neither of cuda-bindings and pycuda is installed"
     assert examine("CUDA binding") == Finding("GPU", "CUDA binding", ABSENT, text, "pip install 'amsa[cuda]'")
 
@@ -434,8 +437,8 @@ def test_no_binding(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_no_wheels(monkeypatch: pytest.MonkeyPatch, wheel: str, states: dict[str, str]) -> None:
-    known = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda p: None if p == wheel else known(p))
+    known = packages.version
+    monkeypatch.setattr(packages, "version", lambda p: None if p == wheel else known(p))
     found = {name: examine(name) for name in states}
     assert {name: f.state for name, f in found.items()} == states
     assert {f.mend for f in found.values() if f.state == ABSENT} == {"pip install 'amsa[cuda]'"}
@@ -457,7 +460,7 @@ def test_kernels_are_compiled_or_cached(monkeypatch: pytest.MonkeyPatch, tmp_pat
     check_one_line(finding)
 
 
-@pytest.mark.parametrize("capability", ["7.5", "6.1"])
+@pytest.mark.parametrize("capability", ["7.5", "6.1", "9.0"])
 def test_on_the_cpu_driver(capability: str) -> None:
     run_on_driver(Path(__file__).parent / "on_driver" / "check_doctor.py", AMSA_TEST_COMPUTE_CAPABILITY=capability)
 
@@ -466,7 +469,7 @@ def test_on_the_cpu_driver(capability: str) -> None:
 
 
 def test_no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "find_spec", lambda module: None)
+    monkeypatch.setattr(packages, "find_spec", lambda module: None)
     for runtime, names in (("rtx", ["tensorrt-rtx", "engines"]), ("tensorrt", ["tensorrt", "GPU picture by tensorrt"])):
         for name in names:
             module = {"rtx": "tensorrt_rtx"}.get(runtime, runtime)
@@ -475,7 +478,7 @@ def test_no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_engines_need_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "find_spec", lambda module: None if module == "onnx" else SimpleNamespace())
+    monkeypatch.setattr(packages, "find_spec", lambda module: None if module == "onnx" else SimpleNamespace())
     finding = examine("engines")
     assert (finding.state, finding.mend) == (ABSENT, "pip install 'amsa[rtx]'")
     assert finding.text == "building engines needs onnx, which is not installed"
@@ -483,8 +486,8 @@ def test_engines_need_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_tensorrt_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not even imported."""
-    monkeypatch.setattr(doctor, "find_spec", lambda module: SimpleNamespace())
-    monkeypatch.setattr(doctor, "_version", lambda package: "1.8.0.5")
+    monkeypatch.setattr(packages, "find_spec", lambda module: SimpleNamespace())
+    monkeypatch.setattr(packages, "version", lambda package: "1.8.0.5")
     monkeypatch.setattr("amsa.engine.tensorrt_module.import_tensorrt", None)
     assert examine("tensorrt-rtx") == Finding(
         "TensorRT", "tensorrt-rtx", BROKEN, "1.8.0.5, and amsa needs <1.8,>=1.7", "pip install 'tensorrt-rtx<1.8,>=1.7'"
@@ -494,7 +497,7 @@ def test_tensorrt_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tensorrt_without_our_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = SimpleNamespace(get_creator=lambda name, version, domain: None if name == "PatchMatch" else object())
     module = SimpleNamespace(__version__="10.3", get_plugin_registry=lambda: registry)
-    monkeypatch.setattr(doctor, "find_spec", lambda module: SimpleNamespace())
+    monkeypatch.setattr(packages, "find_spec", lambda module: SimpleNamespace())
     monkeypatch.setattr("amsa.engine.tensorrt_module.import_tensorrt", lambda runtime: module)
     finding = examine("tensorrt")
     assert (finding.state, finding.text) == (BROKEN, "10.3 (>=10); it does not take the plugins PatchMatch")
@@ -505,7 +508,7 @@ def test_engines_that_are_not_what_was_asked_for(monkeypatch: pytest.MonkeyPatch
     def build(*arguments: Any, **settings: Any) -> Any:
         raise AmsaError("match: TensorRT-RTX 1.7 built another engine than was asked for: a is lost; it is float")
 
-    monkeypatch.setattr(doctor, "find_spec", lambda module: SimpleNamespace())
+    monkeypatch.setattr(packages, "find_spec", lambda module: SimpleNamespace())
     monkeypatch.setattr("amsa.engine.tensorrt_build.build_engines", build)
     finding = examine("engines")
     assert finding.state == BROKEN
@@ -519,10 +522,10 @@ def test_pictures_compared() -> None:
     near[:16] += 1
     far[:16] += 40
     start = "against ONNX Runtime on the CPU: PSNR"
-    assert doctor._compare(cpu, cpu) == f"{start} inf dB, 100.0% of the pixels are equal"
-    assert doctor._compare(near, cpu) == f"{start} 54.8 dB, 75.0% of the pixels are equal"
-    with pytest.raises(doctor._Problem, match=r"PSNR 22\.8 dB, 75\.0% of the pixels are equal; at least 45 dB are expected"):
-        doctor._compare(far, cpu)
+    assert compare(cpu, cpu) == f"{start} inf dB, 100.0% of the pixels are equal"
+    assert compare(near, cpu) == f"{start} 54.8 dB, 75.0% of the pixels are equal"
+    with pytest.raises(Problem, match=r"PSNR 22\.8 dB, 75\.0% of the pixels are equal; at least 45 dB are expected"):
+        compare(far, cpu)
 
 
 # ------------------------------------------------------------------------------------------------ what a machine can do
@@ -556,7 +559,7 @@ def test_abilities(broken: tuple[str, ...], cannot: list[str]) -> None:
 def test_names() -> None:
     """They are unique, and abilities name them."""
     assert len(set(NAMES)) == len(NAMES)
-    assert {name for names in doctor._ABILITIES.values() for name in names} <= set(NAMES)
+    assert {name for names in ABILITIES.values() for name in names} <= set(NAMES)
     assert json.loads(json.dumps(asdict(Finding("a", "b", OK, "c")))) == {
         "section": "a", "name": "b", "state": "ok", "text": "c", "mend": "",
     }  # fmt: skip

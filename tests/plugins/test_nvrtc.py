@@ -179,10 +179,10 @@ def test_an_unknown_architecture(source: Path) -> None:
 @pytest.mark.parametrize("wheel", ["_NVRTC", "_HEADERS"])
 def test_without_the_wheels(source: Path, wheel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvrtc, wheel, "amsa-no-such-wheel")
-    nvrtc._toolchain_files.cache_clear()
+    nvrtc.toolchain_files.cache_clear()
     with pytest.raises(nvrtc.KernelError) as e:
         nvrtc.compile_cubin(source)
-    nvrtc._toolchain_files.cache_clear()
+    nvrtc.toolchain_files.cache_clear()
     assert "\n" not in str(e.value)
     assert str(e.value).endswith("is not installed; mend with: pip install 'amsa[cuda]'")
 

@@ -248,7 +248,9 @@ class Driver:
         def call(*arguments: Any) -> int:
             self.calls.append(name)
             target = getattr(arguments[0], "_obj", None) if arguments else None
-            if name == "cuCtxGetCurrent":
+            if name == "cuDriverGetVersion":
+                target.value = 12040
+            elif name == "cuCtxGetCurrent":
                 target.value = 7
             elif name == "cuCtxGetId":
                 arguments[1]._obj.value = 1

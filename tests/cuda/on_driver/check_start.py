@@ -52,6 +52,15 @@ def test_kernels_that_do_not_load_leave_nothing() -> None:
 
 
 @pytest.mark.skipif(CAPABILITY != "7.5", reason="once is enough")
+def test_a_driver_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "LEAST_CUDA", (13, 1))
+    text = r"the NVIDIA driver is for CUDA 13\.0, and launching needs 13\.1 or later; update the driver"
+    with context() as control, pytest.raises(KernelError, match=text):
+        launcher.load_kernels("deformable_sample")
+    assert control.calls("cuModuleLoadData") == 0
+
+
+@pytest.mark.skipif(CAPABILITY != "7.5", reason="once is enough")
 def test_nvrtc_compiles() -> None:
     """Past the cache. It asks the driver for a cache of its own."""
     assert nvrtc._compile(KERNELS, "sm_75").startswith(b"\x7fELF")

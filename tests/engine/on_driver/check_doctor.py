@@ -6,18 +6,22 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from amsa.engine import backends, doctor, tensorrt_build
-from amsa.engine.doctor import ABSENT, BROKEN, GROUPS, OK, Finding, examine, examine_machine
+from amsa.engine import backends, tensorrt_build
+from amsa.engine.doctor import ABSENT, BROKEN, OK, Finding, checks, examine_machine, packages
+from amsa.engine.doctor.checks import GROUPS, examine
+from amsa.engine.doctor.gpu import NO_DEVICE
 from amsa.engine.tensorrt_build import engines_folder
 
 from ...cuda.cpu_driver import Control
 from . import tensorrt_on_cpu as stand_in
 
 CAPABILITY = os.environ.get("AMSA_TEST_COMPUTE_CAPABILITY", "7.5")
+RTX_TARGETS = ("NONE", "CURRENT", "SM75", "SM80", "SM86", "SM89", "SM120", "SM121")  # of TensorRT-RTX 1.7
 UNKNOWN = 999  # CUDA_ERROR_UNKNOWN
 with_kernels = pytest.mark.skipif(CAPABILITY != "7.5", reason="for compute capability 7.5")
 
@@ -32,7 +36,7 @@ def control() -> Iterator[Control]:
 
 @with_kernels
 def test_in_child_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "GROUPS", [group for group in GROUPS if group[0] in ("GPU", "kernels")])
+    monkeypatch.setattr(checks, "GROUPS", [group for group in GROUPS if group[0] in ("GPU", "kernels")])
     found = {f.name: f for f in examine_machine()}
     assert {f.state for f in found.values()} == {OK}, found
     assert found["driver"].text.endswith("for CUDA 13.0")
@@ -55,12 +59,12 @@ def test_a_card_without_kernels() -> None:
 @with_kernels
 def test_a_driver_without_a_gpu(control: Control) -> None:
     for name, state in (("driver", OK), ("GPU", ABSENT), ("CUDA binding", OK), ("kernels", OK)):
-        control.fail_next("cuInit", doctor._NO_DEVICE)
+        control.fail_next("cuInit", NO_DEVICE)
         assert examine(name).state == state
         control.reset()
-    control.fail_next("cuInit", doctor._NO_DEVICE)
+    control.fail_next("cuInit", NO_DEVICE)
     assert examine("GPU").text == "the driver finds no GPU"
-    control.fail_next("cuInit", doctor._NO_DEVICE)
+    control.fail_next("cuInit", NO_DEVICE)
     assert "loaded" not in examine("kernels").text
 
 
@@ -90,6 +94,8 @@ def builds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, An
     asked: list[dict[str, Any]] = []
     model = Path(shutil.copytree(backends.SHIPPED_ENGINE_MODEL, tmp_path / "small_fp16"))
     trt = stand_in.install(monkeypatch)
+    trt.ComputeCapability = SimpleNamespace(__members__=dict.fromkeys(RTX_TARGETS))
+    monkeypatch.setattr("amsa.engine.tensorrt_module.import_tensorrt", lambda runtime: trt)
 
     def build(path: Path, targets: list[str], *, output: str, **settings: Any) -> None:
         asked.append({"path": path, "targets": targets, **settings})
@@ -99,7 +105,7 @@ def builds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, An
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(backends, "SHIPPED_ENGINE_MODEL", model)
     monkeypatch.setattr(tensorrt_build, "build_engines", build)
-    monkeypatch.setattr(doctor, "find_spec", lambda module: object())
+    monkeypatch.setattr(packages, "find_spec", lambda module: object())
     return asked
 
 
@@ -142,3 +148,14 @@ def test_a_gpu_that_fails_on_the_way(builds: list[dict[str, Any]], control: Cont
     assert (found.state, found.text) == (BROKEN, "CUDA: cuMemcpyDtoHAsync: CUDA_ERROR_ILLEGAL_ADDRESS")
     assert found.mend.startswith("report it as a bug")
     assert len(builds) == 1
+
+
+@pytest.mark.skipif(CAPABILITY != "9.0", reason="for compute capability 9.0")
+def test_a_card_that_rtx_does_not_serve(builds: list[dict[str, Any]]) -> None:
+    """An H100: it has our kernels, and classic TensorRT."""
+    found = examine("GPU picture by tensorrt-rtx")
+    text = "TensorRT-RTX does not serve sm90, but sm75, sm80, sm86, sm89, sm120, sm121; classic TensorRT serves it"
+    assert (found.state, found.text) == (ABSENT, text)
+    assert found.mend.startswith("pip install 'amsa[tensorrt]'")
+    assert builds == []
+    assert examine("GPU").text == "CPU, 4.3 GB, compute capability 9.0 (kernels for sm_90)"

@@ -163,7 +163,7 @@ def test_repeated_calls_are_replayed(
     (lane,) = upscaler.backend_in_use._idle
     assert lane._graphs.replays == 6 * 10  # all but the first call and the second
     assert control.live("graphs") == len([e for e in lane._graphs._entries.values() if e.graph])
-    upscaler.backend_in_use.close()
+    upscaler.close()
     assert control.live("graphs") == 0
 
 
@@ -248,9 +248,9 @@ def test_nothing_grows_and_all_is_given_back(
         counts.append([control.live(what) for what in ("allocations", "host_allocations", "events", "streams", "graphs")])
     assert counts[3:] == [counts[3]] * 3
     assert upscaler.backend_in_use.memory["held"] > 0
-    upscaler.backend_in_use.close()
+    upscaler.close()
     assert same(upscaler.upscale_photo(lr, encoded), expected)  # what references hold is still there
-    upscaler.backend_in_use.close()
+    upscaler.close()
     del encoded
     gc.collect()
     assert upscaler.backend_in_use.memory["held"] == 0
