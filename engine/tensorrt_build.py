@@ -153,6 +153,11 @@ def _target(trt: Any, target: str, runtime: str) -> _Target:
         mend = "name the card that it is for, as --target sm75" if runtime == "rtx" else "use --runtime rtx"
         what = f"--target {NATIVE}" if runtime == "rtx" else "--runtime tensorrt"
         raise AmsaError(f"{what} builds on the GPU that runs the engine, and {e}; {mend}") from e
+    if runtime == "rtx" and capability not in (served := rtx_targets(trt)):
+        raise AmsaError(
+            f"TensorRT-RTX does not serve this machine's GPU, {capability}, but {', '.join(served)}; classic TensorRT does: "
+            "--runtime tensorrt"
+        )
     if target not in (NATIVE, capability):
         raise AmsaError(
             f"--runtime tensorrt builds for this machine's GPU, which is {capability}; for {target} use --runtime rtx"

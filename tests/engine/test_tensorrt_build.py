@@ -602,6 +602,12 @@ def test_without_a_gpu(arguments: list[str], monkeypatch: pytest.MonkeyPatch, ca
     assert f"error: {' '.join(arguments[-2:])} builds on the GPU that runs the engine, and there is no NVIDIA GPU here" in err
 
 
+def test_a_gpu_that_rtx_does_not_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_build, "gpu", lambda: ("sm90", "NVIDIA H100, driver 1, CUDA 13.0"))
+    with pytest.raises(AmsaError, match=r"TensorRT-RTX does not serve this machine's GPU, sm90, but sm75, .*: --runtime tensorrt$"):
+        build_engines(SHIPPED, ["native"])
+
+
 def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_module, "find_spec", lambda _: None)
     for runtime, module in tensorrt_module.RUNTIMES.items():
