@@ -11,7 +11,7 @@ Map = NDArray[np.float32]
 
 BLOCK = 16
 """LR pixels on a side over which weights are averaged: about what a restored pixel sees."""
-SKIP = {"small": 0.5}
+SKIP = {"small": 0.6}
 """By variant, how much the references that are not restored may weigh together. The others' weights are used as they are.
 
 Restoring costs the same however little a reference weighs, and most scales of a reference weigh little. What it costs and gives:
