@@ -203,7 +203,7 @@ def main() -> None:
     sets = make_sets(options.data, options.output)
     report: dict[str, list[Any]] = {}
     for model in options.models:
-        upscaler = Upscaler(model)
+        upscaler = Upscaler(model, skip=0)
         rows = []
         for row, results in score(upscaler, sets, options.output / model.stem):
             test = next(s for s in sets if s.name == row.set)
