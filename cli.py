@@ -208,6 +208,12 @@ def export(
             "--no-bodies", help="Leave out the ops' function bodies, for trtexec: then ONNX Runtime needs amsa's CPU kernels."
         ),
     ] = False,
+    uint8: Annotated[
+        bool, typer.Option("--uint8", help="With --single-file: pictures in and out are uint8, RGB 0 to 255, not float32 0 to 1.")
+    ] = False,
+    quantization: Annotated[
+        Path | None, typer.Option("--quantization", help="Precision file of `amsa calibrate`: which layers are int8 or float32.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of untrained weights.")] = 0,
 ) -> None:
     """Export a checkpoint to ONNX, then compare ONNX Runtime with PyTorch on a sample."""
@@ -216,26 +222,94 @@ def export(
     from .manifest import ModelFolder
 
     if single_file is None:
+        if uint8:
+            raise AmsaError("--uint8: amsa feeds a folder's graphs float32 pictures; for one graph of uint8 add --single-file N")
         exporter.check_target(output)
-    model, trained = exporter.load_network(checkpoint, seed, precision)
+    layers = None
+    if quantization is not None:
+        if single_file is not None:
+            raise AmsaError("--quantization is for a folder's graphs; leave out --single-file")
+        layers = exporter.read_precision(quantization)
+    model, trained = exporter.load_network(checkpoint, seed, precision, layers.float32 if layers else ())
+    full = exporter.load_network(checkpoint, seed)[0] if layers and precision != "fp32" else model
     if not trained:
         err.print(f"note: the weights of {checkpoint} are untrained")
     if single_file is not None:
         with err.status(f"exporting {output} for {single_file} references"):
-            exporter.export_single_file(model, output, single_file, function_bodies=not no_bodies)
-        out.print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
+            exporter.export_single_file(model, output, single_file, function_bodies=not no_bodies, uint8=uint8)
+        with err.status("comparing with PyTorch"):
+            file = exporter.check_single_file(model, output, (40, 48), (160, 192))
+        size = f"{output.stat().st_size / 1e6:.1f} MB"
+        out.print(f"{output}: {size}; largest difference to PyTorch {file.difference:.1e}, PSNR {file.psnr:.1f} dB")
         return
     with err.status("exporting") as status:
-        exporter.export_folder(model, trained, output, status.update, function_bodies=not no_bodies)
+        exporter.export_folder(
+            model, trained, output, status.update, function_bodies=not no_bodies, quantization=layers, full=full
+        )
     folder = ModelFolder.open(output)
     with err.status("comparing with PyTorch"):
         # The smallest sample whose four levels all have something to find; published models want one common size.
-        parity = exporter.check_parity(model, folder, (40, 48), (160, 192))
-    table = Table("graph", "MB", "largest difference to PyTorch", "of at most", "other matches", title=str(output))
+        parity = exporter.check_parity(full, folder, (40, 48), (160, 192))
+    table = Table("graph", "MB", "largest difference to PyTorch", "of at most", "PSNR", "other matches", title=str(output))
     for p in parity:
         size = f"{folder.manifest.graphs[p.stage].size / 1e6:.2f}"
-        table.add_row(p.stage, size, f"{p.difference:.1e}", f"{p.scale:.1e}", f"{p.other_matches:.2%}")
+        table.add_row(p.stage, size, f"{p.difference:.1e}", f"{p.scale:.1e}", f"{p.psnr:.1f}", f"{p.other_matches:.2%}")
     out.print(table)
+    if layers:
+        kept = len(folder.manifest.float32_layers)
+        out.print(f"{len(layers.int8)} layers in int8, {kept} kept in float32; compared with PyTorch in float32")
+
+
+@app.command()
+def calibrate(
+    model: Annotated[Path, typer.Argument(help="Model folder or .amsa file, exported as fp32.")],
+    data: Annotated[
+        list[Path], typer.Option("--data", help="Photos, or pairs as for `amsa evaluate`, to take ranges from; may be repeated.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Precision file to write (.json), for export --quantization.")],
+    held_out: Annotated[
+        list[Path] | None, typer.Option("--held-out", help="Photos or pairs to measure on; default: other crops of --data.")
+    ] = None,
+    method: Annotated[str, typer.Option("--method", help="How ranges are found: max, percentile, entropy or mse.")] = "mse",
+    max_drop: Annotated[float, typer.Option("--max-drop", help="dB of PSNR-Y against the truth that int8 may cost.")] = 0.05,
+    crops: Annotated[int, typer.Option("--crops", help="Crops of 160x160 to take ranges from.")] = 200,
+    held_out_crops: Annotated[int, typer.Option("--held-out-crops", help="Crops to measure every block on.")] = 12,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Write a plot of the blocks' sensitivity (.png).")] = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the layers that can be int8, with their ranges, and those that float16 cannot hold. Minutes for the small model."""
+    _require_extra("export", "torch", "onnx")
+    from .calib import report
+    from .calib.run import calibrate as run
+
+    if plot is not None:
+        _require_extra("evaluate", "matplotlib")
+        report.check_plot(plot)
+    with err.status("calibrating") as status:
+        found = run(
+            model,
+            data,
+            output,
+            held_out=held_out or (),
+            method=method,
+            max_drop=max_drop,
+            crops=crops,
+            held_out_crops=held_out_crops,
+            threads=threads,
+            say=status.update,
+        )
+    if plot is not None:
+        report.write_plot(found, plot)
+    if as_json:
+        _print_json(json.loads(found.precision.to_json()))
+        return
+    table = Table(*report.HEADINGS, title=f"{output}: blocks in the order in which they were tried", title_justify="left")
+    for row in report.rows(found):
+        table.add_row(*row)
+    out.print(table, width=max(out.width, 110))  # names of blocks are long
+    for line in report.summary(found):
+        out.print(line)
 
 
 @app.command()

@@ -41,8 +41,8 @@ class GraphFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """An exported model: its config, its graphs, whether its weights are trained, its arithmetic, and whether the graphs hold the
-    ops' function bodies."""
+    """An exported model: its config, its graphs, whether its weights are trained, its arithmetic, whether the graphs hold the
+    ops' function bodies, and which layers are int8 or kept in float32 (names as in `export/layer_precision.py`)."""
 
     config: AMSAConfig
     graphs: Mapping[str, GraphFile]
@@ -50,6 +50,8 @@ class Manifest:
     precision: str
     opset: int
     function_bodies: bool = True
+    int8_layers: tuple[str, ...] = ()
+    float32_layers: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         return json.dumps(
@@ -60,6 +62,8 @@ class Manifest:
                 "precision": self.precision,
                 "opset": self.opset,
                 "function_bodies": self.function_bodies,
+                **({"int8_layers": self.int8_layers} if self.int8_layers else {}),
+                **({"float32_layers": self.float32_layers} if self.float32_layers else {}),
                 "sizes": _SIZES,
                 "config": self.config.to_dict(),
                 "graphs": {name: asdict(graph) for name, graph in self.graphs.items()},
@@ -85,7 +89,9 @@ class Manifest:
             graphs = {name: GraphFile(**graph) for name, graph in values["graphs"].items()}
             outside = any(Path(g.file).name != g.file for g in graphs.values())
             bodies = bool(values.get("function_bodies", True))  # absent: exported when there was no choice
-            manifest = cls(config, graphs, bool(values["trained"]), str(values["precision"]), int(values["opset"]), bodies)
+            special = (tuple(map(str, values.get(kind, ()))) for kind in ("int8_layers", "float32_layers"))
+            arithmetic = str(values["precision"]), int(values["opset"]), bodies
+            manifest = cls(config, graphs, bool(values["trained"]), *arithmetic, *special)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
             raise AmsaError(f"{source}: {FILE_NAME} cannot be read ({type(e).__name__}: {e}); export the model again") from e
         if manifest.precision not in PRECISIONS:

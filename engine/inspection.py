@@ -70,7 +70,12 @@ def inspect_model(path: str | Path) -> Report:
         f"opset {manifest.opset}; ops {', '.join(f'{DOMAIN}::{op.name}' for op in OPS)}, whose function bodies {bodies}",
         *_picture_needs(manifest.config),
     ]
-    title = f"{path}: {manifest.config.variant}, {manifest.precision}, {state}; files as exported (hashes agree)"
+    if manifest.int8_layers:
+        needs.append(f"{len(manifest.int8_layers)} layers are int8: {', '.join(manifest.int8_layers)}")
+    if manifest.float32_layers:
+        needs.append(f"{len(manifest.float32_layers)} layers are kept in float32: {', '.join(manifest.float32_layers)}")
+    precision = manifest.precision + (" with int8 layers" if manifest.int8_layers else "")
+    title = f"{path}: {manifest.config.variant}, {precision}, {state}; files as exported (hashes agree)"
     return Report(title, graphs, needs, manifest.config.to_dict())
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import AmsaError
@@ -50,6 +50,7 @@ class PlanFacts:
         channels_last: tensors whose channels lie side by side in memory.
         bounds: smallest and largest size of every dynamic dimension of the inputs, without their names.
         scratch: bytes of GPU memory for intermediate results at the largest sizes.
+        layer_types: in which type ("float", "half", "int8") a convolution computes, by the ONNX nodes that are in it.
     """
 
     version: str
@@ -61,6 +62,7 @@ class PlanFacts:
     channels_last: frozenset[str]
     bounds: frozenset[tuple[int, int]]
     scratch: int
+    layer_types: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Wanted:
         targets: compute capabilities, as ("sm75",): these and no others.
         plugins: by layer name, its op and the type ("float", "half") of its features.
         convolutions: how many of each type; those that are fused may be fewer.
+        layers: type of convolutions by name; of those that the plan does not name, only `convolutions` can be checked.
         bounds: by size word, smallest and largest size of the dimensions that vary with it. A plan leaves out those that follow
             from others, so one per word is enough.
     """
@@ -79,6 +82,7 @@ class Wanted:
     plugins: Mapping[str, tuple[OpSpec, str]]
     convolutions: Mapping[str, int]
     bounds: Mapping[str, frozenset[tuple[int, int]]]
+    layers: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_plan(facts: PlanFacts, wanted: Wanted, source: str | Path) -> None:
@@ -97,6 +101,9 @@ def check_plan(facts: PlanFacts, wanted: Wanted, source: str | Path) -> None:
         has, asked = facts.convolutions.get(dtype, 0), wanted.convolutions.get(dtype, 0)
         if has > asked or (asked and not has):
             wrong.append(f"{has} convolutions of {dtype}, not {asked}")
+    for name, dtype in wanted.layers.items():
+        if facts.layer_types.get(name, dtype) != dtype:
+            wrong.append(f"{name} is {facts.layer_types[name]}, not {dtype}")
     every = frozenset[tuple[int, int]]().union(*wanted.bounds.values())
     if facts.bounds - every or any(not facts.bounds & sizes for sizes in wanted.bounds.values()):
         ranges = (" ".join(f"{low}..{high}" for low, high in sorted(sizes)) for sizes in (facts.bounds, every))
@@ -142,15 +149,21 @@ def read_plan(engine: bytes, source: str | Path) -> PlanFacts:
     # Layers live on the GPU: no event, no copy of a size.
     kernels = [s for s in statements if s[0] not in _NOT_LAYERS]
     convolutions: dict[str, int] = {}
+    layer_types: dict[str, str] = {}
     for kind, name, rest in kernels:
         if kind == "corrltn" or (kind == "runtime_fusion" and "backbone=conv" in rest):
             # Of its type are its weights; a fused one may list another layer's tensor first.
             operands = [operand for operand in _names(rest, "input", "input_args") if operand in tensors]
-            weights = next((operand for operand in operands if operand.endswith("const")), next(iter(operands), None))
+            # Int8 weights that are turned into float16 at run time, for SM 7.5, are no constant; they come second all the same.
+            second = operands[1] if kind == "corrltn" and len(operands) > 1 else None
+            weights = second or next((operand for operand in operands if operand.endswith("const")), next(iter(operands), None))
             if weights is None:
                 raise AmsaError(f"{source}: the input of {name} is not in the plan; this version of amsa reads TensorRT-RTX 1.7")
             dtype = tensors[weights][1]
             convolutions[dtype] = convolutions.get(dtype, 0) + 1
+            layers = re.search(r'layers="([^"]*)"', rest)
+            for layer in (name, *re.findall(r"ONNX Layer: ([^\]]+)\]", layers[1] if layers else "")):
+                layer_types[layer] = dtype
     ends = set(_names(header, "inputs") + _names(header, "outputs"))
     return PlanFacts(
         version=version,
@@ -162,6 +175,7 @@ def read_plan(engine: bytes, source: str | Path) -> PlanFacts:
         channels_last=frozenset(name for name, (strides, _) in tensors.items() if len(strides) == 4 and strides[1] == "1"),
         bounds=frozenset((int(low), int(high)) for low, high in _BOUNDS.findall(plan)),
         scratch=sum(map(int, _REGION.findall(header))),
+        layer_types=layer_types,
     )
 
 

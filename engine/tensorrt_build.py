@@ -84,6 +84,13 @@ def build_engines(
     wanted = list(dict.fromkeys(_target(trt, target, runtime) for target in targets))
     stages = [stage for stage in folder.manifest.config.stages(made) if stage.name not in _WITHOUT_KERNEL]
     halo = folder.manifest.config.halo
+    special = dict.fromkeys(folder.manifest.int8_layers, "int8") | dict.fromkeys(folder.manifest.float32_layers, "float")
+    if runtime == "rtx" and folder.manifest.int8_layers and any(target.capabilities == ("sm75",) for target in wanted):
+        warnings.warn(
+            f"INT8 convolutions run as half on SM 7.5 under TensorRT-RTX: the {len(folder.manifest.int8_layers)} of {model} cost "
+            "accuracy there for no speed; build the float16 export for such a card",
+            stacklevel=2,
+        )
     built: list[BuiltEngine] = []
     total = len(stages) * len(wanted)
     for target in wanted:
@@ -104,7 +111,7 @@ def build_engines(
             reason = why_build(path, key)
             if reason is not None:
                 monitor = _Phases(progress, len(built), total, f"{stage.name} for {target.name}")
-                store_engine(path, *_build(trt, graph, stage, key, target, monitor))
+                store_engine(path, *_build(trt, graph, stage, key, target, monitor, special))
             built.append(BuiltEngine(path, reason, read_sidecar(path)))
     return built
 
@@ -165,8 +172,10 @@ def _target(trt: Any, target: str, runtime: str) -> _Target:
     return _Target(target, (capability,), machine)
 
 
-def _build(trt: Any, graph: bytes, stage: Stage, key: EngineKey, target: _Target, monitor: _Phases) -> tuple[bytes, Sidecar]:
-    """An engine, checked, and its sidecar."""
+def _build(
+    trt: Any, graph: bytes, stage: Stage, key: EngineKey, target: _Target, monitor: _Phases, special: Mapping[str, str]
+) -> tuple[bytes, Sidecar]:
+    """An engine, checked, and its sidecar. `special`: layers of the model that are "int8", or "float" in a float16 model."""
     begin = time.perf_counter()
     logger = process_logger(trt)
     logger.clear()
@@ -177,6 +186,7 @@ def _build(trt: Any, graph: bytes, stage: Stage, key: EngineKey, target: _Target
     network = builder.create_network(0 if strong is None else 1 << int(strong))
     nodes = _parse(trt, graph, network, stage.name)
     _check_ends(trt, network, stage)
+    _check_layers(trt, network, stage, special)
     config = builder.create_builder_config()
     if trt.__name__ == "tensorrt_rtx":
         names = ["CURRENT"] if target.name == NATIVE else [capability.upper() for capability in target.capabilities]
@@ -261,6 +271,31 @@ def _check_ends(trt: Any, network: Any, stage: Stage) -> None:
                 raise AmsaError(f"{stage.name}.onnx: {what} {tensor.name} decides a shape, so the host would read it; {again}")
 
 
+def _special_layers(trt: Any, network: Any) -> dict[str, str]:
+    """Convolutions of a network that the export named, since their type is another than the model's: "int8" where the input is
+    dequantized, else "float"."""
+    layers = _layers(trt, network)
+    dequantized = {layer.get_output(0).name for layer in layers if layer.type == trt.LayerType.DEQUANTIZE}
+    found = {}
+    for layer in layers:
+        if layer.type == trt.LayerType.CONVOLUTION:
+            if layer.get_input(0).name in dequantized:
+                found[layer.name] = "int8"
+            elif "." in layer.name:
+                found[layer.name] = _plan_type(layer.get_input(0))
+    return found
+
+
+def _check_layers(trt: Any, network: Any, stage: Stage, special: Mapping[str, str]) -> None:
+    """AmsaError unless the convolutions that are int8, or float32 in a float16 model, are those that the manifest names."""
+    found = _special_layers(trt, network)
+    named = {layer: dtype for layer, dtype in special.items() if layer.startswith(f"{stage.name}.")}
+    for layer in sorted(found.keys() | named.keys()):
+        if found.get(layer) != named.get(layer):
+            is_now, should_be = (types.get(layer, "of the model's precision") for types in (found, named))
+            raise AmsaError(f"{stage.name}.onnx: {layer} is {is_now}, and the manifest says {should_be}; export the model again")
+
+
 def _reasons(logger: Any, errors: Sequence[str] = ()) -> str:
     """Why TensorRT failed: what our plugins raised, else `errors`, else what it logged."""
     logged = logger.take_errors()
@@ -296,12 +331,21 @@ def _check_rtx(
     """Prove an engine of TensorRT-RTX from its plan. Returns layers, plugin layers and scratch bytes."""
     ops = {op.name: op for op in OPS}
     features = _PLAN_TYPES[PRECISIONS[key.precision]]
-    convolved = [x.get_input(0) for x in _layers(trt, network) if x.type == trt.LayerType.CONVOLUTION]
+    layers = _special_layers(trt, network)
+    int8 = "int8"
+    if "sm75" in capabilities:  # there TensorRT-RTX turns int8 back into the features' type, weights at run time
+        int8 = features
+    types = {name: int8 if dtype == "int8" else dtype for name, dtype in layers.items()}
+    convolved = {x.name: x.get_input(0) for x in _layers(trt, network) if x.type == trt.LayerType.CONVOLUTION}
     wanted = Wanted(
         targets=capabilities,
         plugins={name: (ops[op], features) for name, op in nodes.items()},
-        convolutions=Counter(features if tensor.shape[1] > _FILTERED else _plan_type(tensor) for tensor in convolved),
+        convolutions=Counter(
+            types.get(name) or (features if tensor.shape[1] > _FILTERED else _plan_type(tensor))
+            for name, tensor in convolved.items()
+        ),
         bounds=bounds(stage.inputs, key.profile),
+        layers=types,
     )
     facts = read_plan(engine, stage.name)
     check_plan(facts, wanted, stage.name)

@@ -2,6 +2,18 @@
 
 from .check import StageParity, check_parity
 from .folder import check_target, export_folder, load_network
-from .single_file import export_single_file
+from .layer_precision import LayerPrecision, read_precision
+from .single_file import FileParity, check_single_file, export_single_file
 
-__all__ = ["StageParity", "check_parity", "check_target", "export_folder", "export_single_file", "load_network"]
+__all__ = [
+    "FileParity",
+    "LayerPrecision",
+    "StageParity",
+    "check_parity",
+    "check_single_file",
+    "check_target",
+    "export_folder",
+    "export_single_file",
+    "load_network",
+    "read_precision",
+]

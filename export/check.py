@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -25,12 +26,14 @@ class StageParity:
         difference: the largest absolute difference over the stage's float outputs; NaN where either has a NaN.
         scale: the largest absolute value in PyTorch's.
         other_matches: share of matches that differ (near-ties), for the match stage; otherwise 0.
+        psnr: dB, the worst of the stage's float outputs, each with its largest absolute value as the peak; inf where equal.
     """
 
     stage: str
     difference: float
     scale: float
     other_matches: float
+    psnr: float = math.inf
 
 
 def sample_inputs(lr_size: tuple[int, int], ref_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -49,7 +52,7 @@ def check_parity(model: AMSA, folder: ModelFolder, lr_size: tuple[int, int], ref
     """Run every stage in PyTorch and in ONNX Runtime on one sample; graphs without function bodies are given them for this.
 
     Args:
-        model: the network that was exported.
+        model: the network that was exported; of an int8 or float16 export also the one in float32.
         folder: the export.
         lr_size: (h, w), multiples of 8. ref_size: (H, W), multiples of 32; published models need 4 times lr_size.
     """
@@ -66,6 +69,7 @@ def check_parity(model: AMSA, folder: ModelFolder, lr_size: tuple[int, int], ref
             1, model.config.channels[-1], SCALE * lr_size[0], SCALE * lr_size[1], dtype=model.finish.conv1.weight.dtype
         ),
     }
+    types = {t.name: t.dtype for s in model.config.stages(folder.manifest.precision) for t in s.inputs}
     results = []
     for stage, module in stage_modules(model):
         inputs = [known[t.name] for t in stage.inputs]
@@ -77,9 +81,12 @@ def check_parity(model: AMSA, folder: ModelFolder, lr_size: tuple[int, int], ref
             proto = onnx.load_from_string(graph)
             attach_function_bodies(proto)
             graph = proto.SerializeToString()
-        session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors: of a quantized float16 graph it warns for every scale that it cannot fold
+        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         found = session.run(
-            [t.name for t in stage.outputs], {t.name: v.numpy() for t, v in zip(stage.inputs, inputs, strict=True)}
+            [t.name for t in stage.outputs],
+            {t.name: v.numpy().astype(types[t.name]) for t, v in zip(stage.inputs, inputs, strict=True)},
         )
         expected = {t.name: v for t, v in zip(stage.outputs, outputs, strict=True)}
         results.append(_compare(stage.name, expected, dict(zip(expected, found, strict=True))))
@@ -90,6 +97,7 @@ def check_parity(model: AMSA, folder: ModelFolder, lr_size: tuple[int, int], ref
 
 def _compare(stage: str, expected: Mapping[str, Tensor], found: Mapping[str, np.ndarray]) -> StageParity:
     difference = scale = other = 0.0
+    psnr = math.inf
     for name, tensor in expected.items():
         reference = tensor.numpy()
         if reference.dtype == np.int32:
@@ -99,4 +107,7 @@ def _compare(stage: str, expected: Mapping[str, Tensor], found: Mapping[str, np.
         # np.maximum, not max: NaN must come through, max(0, nan) is 0.
         difference = float(np.maximum(difference, np.abs(reference - found[name]).max()))
         scale = float(np.maximum(scale, np.abs(reference).max()))
-    return StageParity(stage, difference, scale, other)
+        error = float(np.square(reference - found[name].astype(np.float64)).mean())
+        peak = float(np.abs(reference).max()) or 1.0
+        psnr = float(np.minimum(psnr, 10 * np.log10(peak**2 / error) if error > 0 else (math.inf if error == 0 else math.nan)))
+    return StageParity(stage, difference, scale, other, psnr)

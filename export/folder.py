@@ -6,8 +6,13 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto
 
 from ..config import VARIANTS
 from ..errors import AmsaError
@@ -18,12 +23,16 @@ from ..model.stage_modules import stage_modules
 from ..plugins import OPSET
 from ..stages import PRECISIONS
 from .graphs import export_graph
+from .layer_precision import LayerPrecision, check_precision, set_precision
 
 Say = Callable[[str], None]
 
 
-def load_network(source: str, seed: int = 0, precision: str = "fp32") -> tuple[AMSA, bool]:
-    """A checkpoint, or for "small", "paper" or "published" an untrained network. Returns it and whether it is trained."""
+def load_network(source: str, seed: int = 0, precision: str = "fp32", float32: Collection[str] = ()) -> tuple[AMSA, bool]:
+    """A checkpoint, or for "small", "paper" or "published" an untrained network. Returns it and whether it is trained.
+
+    `float32`: layers that the export will keep in float32, whose weights need not fit into float16.
+    """
     if precision not in PRECISIONS:
         raise AmsaError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
     if source in VARIANTS and not Path(source).is_file():
@@ -32,11 +41,24 @@ def load_network(source: str, seed: int = 0, precision: str = "fp32") -> tuple[A
     else:
         model, metadata = load_checkpoint(source)
         trained = bool(metadata.get("trained", False))
-    return (model.to_fp16() if precision == "fp16" else model).eval(), trained
+    if precision == "fp16":
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if name.rpartition(".")[0] in float32:
+                largest = torch.finfo(torch.float16).max
+                parameter.data.clamp_(-largest, largest)
+        model.to_fp16()
+    return model.eval(), trained
 
 
 def export_folder(
-    model: AMSA, trained: bool, path: str | Path, say: Say = lambda _: None, *, function_bodies: bool = True
+    model: AMSA,
+    trained: bool,
+    path: str | Path,
+    say: Say = lambda _: None,
+    *,
+    function_bodies: bool = True,
+    quantization: LayerPrecision | None = None,
+    full: AMSA | None = None,
 ) -> Manifest:
     """Export the graphs and the manifest into a new or empty folder, or into a `.amsa` zip.
 
@@ -49,20 +71,44 @@ def export_folder(
         say: is told which graph is being exported.
         function_bodies: whether the graphs hold the ops' function bodies. Without them ONNX Runtime needs our kernels; for
             TensorRT's own tools, whose parser stumbles over them.
+        quantization: which layers are int8, and which stay float32 in a float16 model.
+        full: the network in float32, whose weights the layers kept in float32 take; None: they take the rounded ones.
+
+    Raises:
+        AmsaError: the folder cannot be written, or the quantization is of another model.
     """
     path = Path(path)
     check_target(path)
     files: dict[str, bytes] = {}
     graphs: dict[str, GraphFile] = {}
+    models: dict[str, ModelProto] = {}
     for stage, module in stage_modules(model):
         say(f"exporting {stage.name}: {stage.doc}")
-        content = export_graph(module, stage.name, stage.inputs, stage.outputs, function_bodies).SerializeToString()
-        graphs[stage.name] = GraphFile.of(f"{stage.name}.onnx", content)
-        files[graphs[stage.name].file] = content
-    manifest = Manifest(model.config, graphs, trained, model.precision, OPSET, function_bodies)
+        models[stage.name] = export_graph(module, stage.name, stage.inputs, stage.outputs, function_bodies)
+    int8: tuple[str, ...] = ()
+    float32: tuple[str, ...] = ()
+    if quantization is not None:
+        models = _quantized(models, quantization, full)
+        int8 = tuple(quantization.int8)
+        float32 = quantization.float32 if model.precision == "fp16" else ()
+    for name, proto in models.items():
+        content = proto.SerializeToString()
+        graphs[name] = GraphFile.of(f"{name}.onnx", content)
+        files[graphs[name].file] = content
+    manifest = Manifest(model.config, graphs, trained, model.precision, OPSET, function_bodies, int8, float32)
     files[FILE_NAME] = manifest.to_json().encode() + b"\n"
     _write(path, files)
     return manifest
+
+
+def _quantized(models: Mapping[str, ModelProto], quantization: LayerPrecision, full: AMSA | None) -> dict[str, ModelProto]:
+    check_precision(models, quantization, "the quantization")
+    weights: dict[str, NDArray[np.float32]] = {}
+    if full is not None:
+        for name, parameter in full.named_parameters(remove_duplicate=False):
+            if name.rpartition(".")[0] in quantization.float32:
+                weights[name] = parameter.detach().numpy()
+    return {stage: set_precision(model, quantization, weights) for stage, model in models.items()}
 
 
 def check_target(path: Path) -> None:

@@ -29,6 +29,7 @@ from amsa.engine.engine_shapes import bounds, dimensions, make_profile, parse_si
 from amsa.engine.inspection import inspect_path
 from amsa.engine.plan_facts import PlanFacts, check_plan, read_plan
 from amsa.engine.tensorrt_build import BuiltEngine, build_engines
+from amsa.export.layer_precision import LayerPrecision, read_precision, set_precision
 from amsa.manifest import FILE_NAME, GraphFile
 from amsa.plugins import DOMAIN, VERSION
 from amsa.plugins import tensorrt as our_plugins
@@ -679,3 +680,99 @@ def test_a_plan_in_another_language(built: list[BuiltEngine], tmp_path: Path) ->
     content = built[-1].path.read_bytes().replace(b"accelerators={", b"accelerator_s{")
     with pytest.raises(AmsaError, match=r"the plan of TensorRT-RTX 1.7.1.116 cannot be read; this version of amsa reads 1.7"):
         read_plan(content, "x")
+
+
+# --------------------------------------------------------------------------------------------------------- int8 layers
+
+
+def with_int8(path: Path, source: Path = SHIPPED) -> Path:
+    """A copy of a model with the layers of the shipped precision file in int8."""
+    shutil.copytree(source, path)
+    precision = read_precision(SHIPPED.with_name("small_int8.json"))
+    manifest = json.loads((path / FILE_NAME).read_text())
+    for stage in ("encode_ref", "encode_lr", "restore"):
+        graph = set_precision(onnx.load(str(path / f"{stage}.onnx")), precision)
+        content = graph.SerializeToString()
+        (path / f"{stage}.onnx").write_bytes(content)
+        manifest["graphs"][stage] = vars(GraphFile.of(f"{stage}.onnx", content))
+    manifest["int8_layers"] = list(precision.int8)
+    (path / FILE_NAME).write_text(json.dumps(manifest))
+    return path
+
+
+@pytest.fixture(scope="module")
+def int8_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return with_int8(tmp_path_factory.mktemp("int8") / "int8")
+
+
+def test_int8_layers_are_int8_in_the_plan(int8_model: Path, tmp_path: Path) -> None:
+    """From SM 8.0 on. Layer by layer what the precision file says, and nothing more."""
+    chosen = set(read_precision(SHIPPED.with_name("small_int8.json")).int8)
+    types: dict[str, str] = {}
+    count = 0
+    for engine in build_engines(int8_model, ["sm86"], output=tmp_path):
+        types |= facts(engine).layer_types
+        count += facts(engine).convolutions.get("int8", 0)
+    files = [int8_model / f"{stage}.onnx" for stage in STAGES]
+    convolutions = {node.name for file in files for node in onnx.load(str(file)).graph.node if node.op_type == "Conv"}
+    assert {name for name, dtype in types.items() if dtype == "int8"} & convolutions == chosen
+    assert count == len(chosen)
+
+
+def test_int8_layers_run_as_half_on_sm75(int8_model: Path, tmp_path: Path) -> None:
+    """Known of TensorRT-RTX 1.7.1, asserted and told once."""
+    with pytest.warns(UserWarning, match=r"INT8 convolutions run as half on SM 7\.5 under TensorRT-RTX") as told:
+        built = build_engines(int8_model, ["sm75"], output=tmp_path)
+    assert sum("run as half" in str(w.message) for w in told) == 1
+    chosen = set(read_precision(SHIPPED.with_name("small_int8.json")).int8)
+    types = {layer: dtype for engine in built for layer, dtype in facts(engine).layer_types.items() if layer in chosen}
+    assert types.keys() == chosen
+    assert set(types.values()) == {"half"}
+    assert all("int8" not in facts(engine).convolutions for engine in built)
+
+
+def test_int8_layers_of_a_float32_model(tmp_path: Path) -> None:
+    model = with_int8(tmp_path / "int8", SHIPPED_FP32)
+    built = build_engines(model, ["sm75", "sm86"], output=tmp_path / "engines")
+    for target, expected in (("sm75", 0), ("sm86", 48)):
+        found = [facts(engine).convolutions for engine in built if engine.sidecar.key.target == target]
+        assert sum(convolutions.get("int8", 0) for convolutions in found) == expected
+        assert all("half" not in convolutions for convolutions in found)
+
+
+def test_an_int8_layer_of_another_type_is_no_engine(int8_model: Path, tmp_path: Path, only: Callable[[str], None]) -> None:
+    only("encode_lr")
+    (engine,) = build_engines(int8_model, ["sm86"], output=tmp_path)
+    found = facts(engine)
+    layer = "encode_lr.content.body.0.conv1"
+    wanted = tensorrt_build.Wanted(("sm86",), {}, found.convolutions, {"h": frozenset({(16, 512)})}, {layer: "int8"})
+    check_plan(found, wanted, "x")
+    with pytest.raises(AmsaError, match=rf"built another engine than was asked for: {layer} is half, not int8$"):
+        check_plan(replace(found, layer_types={layer: "half"}), wanted, "x")
+    check_plan(replace(found, layer_types={}), wanted, "x")  # a plan that does not name it
+
+
+def test_a_manifest_that_names_other_int8_layers(int8_model: Path, tmp_path: Path, only: Callable[[str], None]) -> None:
+    only("encode_lr")
+    model = Path(shutil.copytree(int8_model, tmp_path / "int8"))
+    manifest = json.loads((model / FILE_NAME).read_text())
+    layer = "encode_lr.content.body.0.conv1"
+    (model / FILE_NAME).write_text(json.dumps(manifest | {"int8_layers": [n for n in manifest["int8_layers"] if n != layer]}))
+    assert f"{layer} is int8, and the manifest says of the model's precision; export the model" in refused(model, tmp_path / "e")
+    more = [*manifest["int8_layers"], "encode_lr.keys.conv2"]
+    (model / FILE_NAME).write_text(json.dumps(manifest | {"int8_layers": more}))
+    assert "encode_lr.keys.conv2 is of the model's precision, and the manifest says int8" in refused(model, tmp_path / "e")
+
+
+def test_layers_kept_in_float32(tmp_path: Path, only: Callable[[str], None]) -> None:
+    only("encode_lr")
+    model = Path(shutil.copytree(SHIPPED, tmp_path / "kept"))
+    layers = tuple(f"encode_lr.content.body.2.conv{i}" for i in (1, 2))
+    content = set_precision(onnx.load(str(model / "encode_lr.onnx")), LayerPrecision("", {}, layers)).SerializeToString()
+    (model / "encode_lr.onnx").write_bytes(content)
+    manifest = json.loads((model / FILE_NAME).read_text())
+    manifest["graphs"]["encode_lr"] = vars(GraphFile.of("encode_lr.onnx", content))
+    (model / FILE_NAME).write_text(json.dumps(manifest | {"float32_layers": layers}))
+    (engine,) = build_engines(model, ["sm75"], output=tmp_path / "engines")
+    assert {facts(engine).layer_types[layer] for layer in layers} == {"float"}
+    assert facts(engine).convolutions["float"] == 2

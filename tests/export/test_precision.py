@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,12 +16,19 @@ import torch
 from numpy.typing import NDArray
 
 from amsa import AmsaError, Upscaler
-from amsa.engine.backends import SHIPPED_MODEL
+from amsa.config import VARIANTS
+from amsa.engine.backends import SHIPPED_ENGINE_MODEL, SHIPPED_MODEL, Arrays, HostExecution
 from amsa.engine.demo import load_pair, shrink
+from amsa.engine.images import from_array
 from amsa.engine.metrics import compare_pictures
+from amsa.engine.stage_comparison import EQUAL_MATCHES, compare_stages
 from amsa.export import check_parity, export_folder, load_network
-from amsa.manifest import ModelFolder
+from amsa.manifest import FILE_NAME, ModelFolder
+from amsa.model import save_checkpoint
 from amsa.plugins import DOMAIN
+from amsa.training.evaluation.precision import Watched, compare_matches
+
+from .conftest import random_network
 
 SHIPPED = SHIPPED_MODEL.parent / "small.safetensors"
 
@@ -94,36 +104,94 @@ def test_onnx_runtime_computes_what_pytorch_does(half: Path) -> None:
 
 
 def test_a_real_pair_loses_nothing(half: Path) -> None:
+    """Neither picture nor matches, each model matching features of its own."""
     truth, ref = load_pair()
     lr, _ = shrink(truth)
-    pictures = [Upscaler(m).upscale_photo(lr, [ref]).rgb for m in (SHIPPED, half)]
+    watched = [Watched(Upscaler(m).backend_in_use) for m in (SHIPPED, half)]
+    pictures = [Upscaler.on(w).upscale_photo(lr, [ref]).rgb for w in watched]
     full, other = (compare_pictures(p, truth.rgb, 4).psnr_y for p in pictures)
     assert full - other <= 0.01
     assert full > 25  # of the pair's 24.05 by bicubic
+    matches = compare_matches(watched[0].calls, watched[1].calls)
+    assert matches.positions == 5 * (lr.height - 2) * (lr.width - 2)
+    assert matches.near >= EQUAL_MATCHES * matches.positions
+    assert abs(matches.lost) <= 1e-4 * matches.positions
 
 
-@pytest.mark.parametrize("kind", ["black", "white", "noise", "constant", "saturated", "16 bits"])
-def test_every_picture_has_a_finite_result(half: Path, kind: str) -> None:
-    def picture(height: int, width: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
-        rng = np.random.default_rng(height)
-        shape = height, width, 3
-        made = {
-            "black": np.zeros(shape, np.uint8),
-            "white": np.full(shape, 255, np.uint8),
-            "noise": rng.integers(0, 256, shape, np.uint8),
-            "constant": np.full(shape, 77, np.uint8),
-            "saturated": (255 * rng.integers(0, 2, shape)).astype(np.uint8),
-            "16 bits": rng.integers(0, 65536, shape, np.uint16),
-        }
-        return made[kind]
+KINDS = ("black", "white", "constant", "noise", "saturated", "16 bits")
 
-    lr, ref = picture(24, 20), picture(80, 96)
-    sr = np.asarray(Upscaler(half).upscale(lr, [ref]))
-    expected = np.asarray(Upscaler(SHIPPED).upscale(lr, [ref]))
-    largest = np.iinfo(sr.dtype).max
-    error = (sr.astype(np.float64) - expected) / largest
-    assert np.isfinite(error).all()
-    assert 10 * np.log10(1 / max(np.square(error).mean(), 1e-12)) > 40  # NaN and overflow would show as black or white
+
+def extreme(kind: str, height: int, width: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    rng = np.random.default_rng(height)
+    shape = height, width, 3
+    made = {
+        "black": np.zeros(shape, np.uint8),
+        "white": np.full(shape, 255, np.uint8),
+        "constant": np.full(shape, 77, np.uint8),
+        "noise": rng.integers(0, 256, shape, np.uint8),
+        "saturated": (255 * rng.integers(0, 2, shape)).astype(np.uint8),
+        "16 bits": rng.integers(0, 65536, shape, np.uint16),
+    }
+    return made[kind]
+
+
+class Finite(HostExecution):
+    """A backend whose tensors must all be numbers: in a picture that is clipped and rounded, NaN looks like black."""
+
+    name = "finite"
+    kernels = "another's"
+
+    def __init__(self, model: Path) -> None:
+        self.inner = Upscaler(model, threads=1).backend_in_use
+        self.config, self.precision, self.trained = self.inner.config, self.inner.precision, self.inner.trained
+
+    def run(self, stage: str, inputs: Mapping[str, Any]) -> Arrays:
+        with self.inner.call() as on:
+            outputs = on.run(stage, inputs)
+        for name, tensor in outputs.items():
+            assert np.isfinite(tensor).all(), (stage, name)
+        return outputs
+
+
+def upscale_extremes(model: Path) -> Iterator[tuple[str, str, NDArray[np.float64]]]:
+    """LR and reference of every kind, in all combinations, and the picture in [0, 1]; every tensor on the way is finite."""
+    upscaler = Upscaler.on(Finite(model))
+    for reference in KINDS:
+        encoded = upscaler.encode_reference(extreme(reference, 64, 64), (16, 16))  # published models need one common size
+        for kind in KINDS:
+            lr = extreme(kind, 16, 16)
+            yield kind, reference, np.asarray(upscaler.upscale(lr, [encoded]), np.float64) / np.iinfo(lr.dtype).max
+
+
+def test_every_picture_has_a_finite_result(tmp_path: Path) -> None:
+    """Of the shipped models, at one scale of a reference instead of five; and it is what the float32 model makes of it."""
+    models = []
+    for model in (SHIPPED_ENGINE_MODEL, SHIPPED_MODEL):
+        folder = Path(shutil.copytree(model, tmp_path / model.name))
+        values = json.loads((folder / FILE_NAME).read_text())
+        values["config"]["ref_scales"] = 1
+        (folder / FILE_NAME).write_text(json.dumps(values))
+        models.append(folder)
+    pairs = list(zip(*map(upscale_extremes, models), strict=True))
+    assert len(pairs) == len(KINDS) ** 2
+    for (kind, reference, found), (*_, expected) in pairs:
+        assert 10 * np.log10(1 / max(np.square(found - expected).mean(), 1e-12)) > 40, (kind, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["published", "paper"])
+def test_full_sizes_are_finite_too(tmp_path: Path, name: str) -> None:
+    """Random weights, nowhere zero, of the published size. Every stage is near the float32 one's, given the same inputs: end to
+    end, noise matched with noise has no best place, so that matches and pictures differ."""
+    save_checkpoint(tmp_path / "m.safetensors", random_network(replace(VARIANTS[name](), ref_scales=1)), {"trained": True})
+    export_folder(load_network(str(tmp_path / "m.safetensors"), precision="fp16")[0], True, tmp_path / "half")
+    for kind, reference, picture in upscale_extremes(tmp_path / "half"):
+        assert picture.max() > 0 or kind == "black", (kind, reference)
+    full, half = (Upscaler(tmp_path / model) for model in ("m.safetensors", "half"))
+    for kind, reference in zip(KINDS, (*KINDS[1:], KINDS[0]), strict=True):
+        lr, ref = from_array(extreme(kind, 16, 16)), from_array(extreme(reference, 64, 64))
+        for d in compare_stages(full, half, lr, [ref]):
+            assert d.largest <= (d.bound if d.tensor == "match" else 2e-3), (kind, reference, d)
 
 
 def test_weights_that_float16_cannot_hold_are_refused() -> None:
