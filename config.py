@@ -124,7 +124,7 @@ class AMSAConfig:
     def stages(self, precision: str = "fp32") -> tuple[Stage, ...]:
         """The graphs of this network, with features of that precision (`stages.PRECISIONS`)."""
         channels = self.key_channels, self.value_channels, self.content_channels, self.channels[-1]
-        return stages(*channels, self.warp_mask_from_ref, precision)
+        return stages(*channels, self.warp_mask_from_ref, precision, self.encoder == "compact")
 
     @classmethod
     def published(cls, channels: int = 64, blocks: int = 16, groups: int = 8) -> AMSAConfig:

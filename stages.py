@@ -61,16 +61,18 @@ def stages(
     width: int,
     warp_mask_from_ref: bool,
     precision: str,
+    float32_keys: bool,
 ) -> tuple[Stage, ...]:
     """The graphs of a model with these channel counts; `width`: of the accumulator. `precision`: of the features; pictures,
-    relevances and weights are float32 in any.
+    relevances and weights are float32 in any, with `float32_keys` keys and queries too.
 
     `warp_mask_from_ref`: the published network computes the warp's masks from the reference, pixel by pixel at the same
     place, so `encode_ref` hands them to `restore`; LR and reference must then have one size.
     """
     features = PRECISIONS[precision]
-    keys = _pyramid("key", key_channels, "Hk", "Wk", features)
-    queries = _pyramid("query", key_channels, "h", "w", features)
+    compared = "float32" if float32_keys else features
+    keys = _pyramid("key", key_channels, "Hk", "Wk", compared)
+    queries = _pyramid("query", key_channels, "h", "w", compared)
     values = _scaled("value", value_channels, "Hk", "Wk", features)
     masks = _scaled("warp_mask", (9, 9, 9), "Hk", "Wk", features) if warp_mask_from_ref else ()
     tile_masks = _scaled("warp_mask", (9, 9, 9), "h", "w", features) if warp_mask_from_ref else ()

@@ -162,7 +162,8 @@ class OnnxRuntimeBackend(HostExecution):
                 ("inputs", declared.inputs, session.get_inputs()),
                 ("outputs", declared.outputs, session.get_outputs()),
             ):
-                if [t.name for t in tensors] != [t.name for t in found]:
+                types = {"float32": "tensor(float)", "float16": "tensor(float16)", "int32": "tensor(int32)"}
+                if [(t.name, types[t.dtype]) for t in tensors] != [(t.name, t.type) for t in found]:
                     raise AmsaError(
                         f"{self._folder.path}: {stage}.onnx is another graph (its {what} differ); export the model again"
                     )

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from ..errors import AmsaError
 from ..manifest import ModelFolder
-from ..plugins import DOMAIN, OPS, VERSION
+from ..plugins import DOMAIN, OPS, PATCH_MATCH, VERSION
 from ..plugins.tensorrt import take_errors
 from ..stages import LR_MIN, PRECISIONS, Stage
 from .engine_cache import SUFFIX, EngineKey, Sidecar, plugins_hash, read_sidecar, store_engine, why_build
@@ -213,7 +213,7 @@ def _build(
         warnings.warn(f"{stage.name}: {' '.join(text.split())}", stacklevel=4)
     engine = bytes(serialized)
     check = _check_rtx if trt.__name__ == "tensorrt_rtx" else _check_classic
-    layers, plugins, scratch = check(trt, engine, network, nodes, stage, key, target.capabilities)
+    layers, plugins, scratch = check(trt, engine, graph, network, nodes, stage, key, target.capabilities)
     digest = hashlib.sha256(engine).hexdigest()
     return engine, Sidecar(key, len(engine), digest, layers, plugins, scratch, round(time.perf_counter() - begin, 2))
 
@@ -325,23 +325,42 @@ def _check_channels(trt: Any, network: Any) -> None:
                 )
 
 
+def _key_convolutions(graph: bytes) -> set[str]:
+    """Names of the convolutions that make keys or queries, by their weights' names."""
+    import onnx
+
+    nodes = onnx.load_from_string(graph).graph.node
+    return {node.name for node in nodes if node.op_type == "Conv" and ".keys." in node.input[1]}
+
+
 def _check_rtx(
-    trt: Any, engine: bytes, network: Any, nodes: Mapping[str, str], stage: Stage, key: EngineKey, capabilities: tuple[str, ...]
+    trt: Any,
+    engine: bytes,
+    graph: bytes,
+    network: Any,
+    nodes: Mapping[str, str],
+    stage: Stage,
+    key: EngineKey,
+    capabilities: tuple[str, ...],
 ) -> tuple[int, int, int]:
     """Prove an engine of TensorRT-RTX from its plan. Returns layers, plugin layers and scratch bytes."""
     ops = {op.name: op for op in OPS}
     features = _PLAN_TYPES[PRECISIONS[key.precision]]
+    # Keys, and what makes them, may be float32 in a float16 model.
+    compared = next((t.dtype for t in (*stage.inputs, *stage.outputs) if t.name in ("key_1", "query_1")), None)
+    key_type = _PLAN_TYPES[compared] if compared else features
     layers = _special_layers(trt, network)
     int8 = "int8"
     if "sm75" in capabilities:  # there TensorRT-RTX turns int8 back into the features' type, weights at run time
         int8 = features
     types = {name: int8 if dtype == "int8" else dtype for name, dtype in layers.items()}
     convolved = {x.name: x.get_input(0) for x in _layers(trt, network) if x.type == trt.LayerType.CONVOLUTION}
+    keys = _key_convolutions(graph)
     wanted = Wanted(
         targets=capabilities,
-        plugins={name: (ops[op], features) for name, op in nodes.items()},
+        plugins={name: (ops[op], key_type if op == PATCH_MATCH.name else features) for name, op in nodes.items()},
         convolutions=Counter(
-            types.get(name) or (features if tensor.shape[1] > _FILTERED else _plan_type(tensor))
+            types.get(name) or (key_type if name in keys else features if tensor.shape[1] > _FILTERED else _plan_type(tensor))
             for name, tensor in convolved.items()
         ),
         bounds=bounds(stage.inputs, key.profile),
@@ -353,7 +372,14 @@ def _check_rtx(
 
 
 def _check_classic(
-    trt: Any, engine: bytes, network: Any, nodes: Mapping[str, str], stage: Stage, key: EngineKey, capabilities: tuple[str, ...]
+    trt: Any,
+    engine: bytes,
+    graph: bytes,
+    network: Any,
+    nodes: Mapping[str, str],
+    stage: Stage,
+    key: EngineKey,
+    capabilities: tuple[str, ...],
 ) -> tuple[int, int, int]:
     """The same for classic TensorRT, whose plans are no text: it is asked, on the GPU that built the engine."""
     loaded = trt.Runtime(process_logger(trt)).deserialize_cuda_engine(engine)

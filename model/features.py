@@ -166,4 +166,4 @@ class CompactValues(nn.Module):
         v1 = F.leaky_relu(self.conv1(v2), 0.1)
         if fine is None:
             return v1, v2, v4
-        return torch.cat((v1, key), 1), torch.cat((v2, fine), 1), v4
+        return torch.cat((v1, as_features(key, self.conv1)), 1), torch.cat((v2, as_features(fine, self.conv2)), 1), v4

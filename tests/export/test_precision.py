@@ -73,7 +73,8 @@ def test_what_ships_is_what_the_export_makes(request: pytest.FixtureRequest, shi
 
 
 def test_types(half: Path) -> None:
-    """Convolutions and both ops in float16; pictures, relevances, weights and softmax in float32."""
+    """Convolutions and aggregation in float16; keys and all that makes and compares them, pictures, relevances, weights and
+    softmax in float32."""
     opened = ModelFolder.open(half)
     assert opened.manifest.precision == "fp16"
     for stage in opened.manifest.config.stages("fp16"):
@@ -82,14 +83,17 @@ def test_types(half: Path) -> None:
         types |= {t.name: t.data_type for t in graph.initializer}
         for node in graph.node:
             if node.op_type == "Conv" and node.input[1] in types and "taps" not in node.input[1]:
-                blur = stage.name == "encode_ref" and types[node.input[0]] == onnx.TensorProto.FLOAT
-                assert blur or types[node.input[1]] == onnx.TensorProto.FLOAT16, (stage.name, node.name)
+                blur = stage.name == "encode_ref" and ".weight" not in node.input[1]
+                exact = blur or ".keys." in node.input[1]
+                expected = onnx.TensorProto.FLOAT if exact else onnx.TensorProto.FLOAT16
+                assert types[node.input[1]] == expected, (stage.name, node.name)
             if node.op_type == "Softmax":
                 assert types[node.input[0]] == onnx.TensorProto.FLOAT, (stage.name, node.name)
-            if node.domain == DOMAIN and stage.name == "restore":
-                assert types[node.input[0]] == onnx.TensorProto.FLOAT16
+            if node.domain == DOMAIN:
+                exact = stage.name in ("match", "match_exact")
+                assert types[node.input[0]] == (onnx.TensorProto.FLOAT if exact else onnx.TensorProto.FLOAT16)
         declared = {t.name: t.dtype for t in (*stage.inputs, *stage.outputs)}
-        for name in declared.keys() & {"lr", "ref", "relevance", "weight", "sr"}:
+        for name in declared.keys() & {"lr", "ref", "relevance", "weight", "sr", "key_1", "key_8", "query_2", "query_4"}:
             assert declared[name] == "float32"
         for name, dtype in declared.items():
             expected = {"float16": onnx.TensorProto.FLOAT16, "float32": onnx.TensorProto.FLOAT}
