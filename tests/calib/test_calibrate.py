@@ -153,6 +153,7 @@ def test_activations_are_those_of_pytorch(tiny: Path, pairs: Path) -> None:
     assert found[:2] == pytest.approx(largest, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_layer_that_float16_cannot_hold_is_kept(pairs: Path, tmp_path: Path) -> None:
     model = tiny_network()
     with torch.no_grad():
@@ -266,6 +267,7 @@ def cli(*arguments: object) -> tuple[int, str, str]:
     return result.returncode, result.stdout, result.stderr
 
 
+@pytest.mark.slow
 def test_the_command(tiny: Path, pairs: Path, tmp_path: Path) -> None:
     output = tmp_path / "x.json"
     code, out, err = cli(

@@ -307,6 +307,7 @@ def test_no_file(tmp_path: Path) -> None:
         read_precision(tmp_path / "no.json")
 
 
+@pytest.mark.slow
 def test_export_on_the_command_line(precision: LayerPrecision, tmp_path: Path) -> None:
     (tmp_path / "int8.json").write_text(precision.to_json())
     command = [sys.executable, "-m", "amsa", "export", str(CHECKPOINT), "-o", str(tmp_path / "model"), "--precision", "fp16"]
