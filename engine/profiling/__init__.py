@@ -1,0 +1,1 @@
+"""`amsa profile`: where the time and the memory go."""
