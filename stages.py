@@ -21,6 +21,8 @@ REF_MIN = 64
 
 KEY_LEVELS = (1, 2, 4, 8)
 VALUE_SCALES = (1, 2, 4)
+VALUES = tuple(f"value_{scale}" for scale in VALUE_SCALES)
+"""The tensors that DeformableSample samples."""
 
 
 @dataclass(frozen=True)

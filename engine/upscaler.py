@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import AmsaError
-from ..stages import LR_MIN, REF_MIN, SCALE
+from ..stages import LR_MIN, REF_MIN, SCALE, VALUES
 from .backends import Backend, Execution, open_backend
+from .details import Details
 from .fusion import SKIP, fusion_weights, skip_lightest
 from .gpu.cuda import OutOfDeviceMemory
 from .images import Photo, from_array, require_size, resize_bicubic, to_array
@@ -36,14 +38,17 @@ _SMALLEST_TILE = 16
 
 @dataclass
 class Stats:
-    """What one or more calls did: seconds spent in each stage; references at a scale that were matched, and restored from."""
+    """What one or more calls did: seconds spent in each stage, and how often; references at a scale that were matched, and
+    restored from. Beside the graphs' stages: "prepare" (scaling and padding) and "fusion" (weights), both on the host."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
     matched: int = 0
     restored: int = 0
 
     def add(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        self.calls[stage] = self.calls.get(stage, 0) + 1
 
 
 class Upscaler:
@@ -196,6 +201,7 @@ class Upscaler:
         names: Sequence[str] | None = None,
         progress: Progress | None = None,
         stats: Stats | None = None,
+        details: Details | None = None,
     ) -> Photo:
         """Upscale a photo x4; alpha, bit depth, grayness, ICC profile and EXIF follow the LR photo.
 
@@ -206,6 +212,7 @@ class Upscaler:
             names: what to call LR and each reference in an error.
             progress: called before every step.
             stats: seconds per stage are added to it. On a GPU that means to wait after every stage.
+            details: matches, relevances and weights are added to it.
         """
         names = names or ["LR", *(f"reference {i + 1}" for i in range(len(refs)))]
         if not refs:
@@ -225,8 +232,12 @@ class Upscaler:
             scales: list[EncodedScale] = []
             for ref in refs:
                 scales += (self._encode(on, ref, canvas, stats, steps) if isinstance(ref, Photo) else ref).scales
-            padded = on.to_device(prepare_lr(lr.rgb, canvas))
-            sr = on.to_host(self._upscale(on, padded, (lr.height, lr.width), scales, seed, stats, steps))
+            with _timed(stats, "prepare"):
+                prepared = prepare_lr(lr.rgb, canvas)
+            padded = on.to_device(prepared)
+            if details is not None:
+                details.ref_scales, details.canvas = self.config.ref_scales, canvas
+            sr = on.to_host(self._upscale(on, padded, (lr.height, lr.width), scales, seed, stats, steps, details))
         return _result(lr, sr[0].transpose(1, 2, 0))
 
     def _upscale(
@@ -238,6 +249,7 @@ class Upscaler:
         seed: int,
         stats: Stats | None,
         steps: _Steps,
+        details: Details | None = None,
     ) -> Any:
         """From the padded LR, of which `size` is picture, to SR [1, 3, 4*h, 4*w]; all on the backend's device."""
         steps.next("reading the LR picture")
@@ -251,8 +263,13 @@ class Upscaler:
             found = self._run(on, self._matching_stage(scale), {**lr_features, **keys, **sizes}, stats)
             matches.append(found["match"])
             relevances.append(found["relevance"])
-        weights = fusion_weights([on.to_host(relevance) for relevance in relevances], self.config.sharpness)
-        shares = skip_lightest(weights, size, self.skip)
+        on_host = [on.to_host(relevance) for relevance in relevances]
+        with _timed(stats, "fusion"):
+            weights = fusion_weights(on_host, self.config.sharpness)
+            shares = skip_lightest(weights, size, self.skip)
+        if details is not None:
+            for match, relevance, share in zip(matches, on_host, shares, strict=True):
+                details.add(size, on.to_host(match), relevance, share)
         needed = [i for i, share in enumerate(shares) if share is not None]
         if stats is not None:
             stats.matched, stats.restored = stats.matched + len(scales), stats.restored + len(needed)
@@ -300,7 +317,9 @@ class Upscaler:
         self, on: Execution, photo: Photo, canvas: tuple[int, int] | None, stats: Stats | None, steps: _Steps
     ) -> EncodedReference:
         scales: list[EncodedScale] = []
-        for i, (picture, valid) in enumerate(prepare_scales(photo.rgb, self.config, canvas)):
+        with _timed(stats, "prepare"):
+            prepared = prepare_scales(photo.rgb, self.config, canvas)
+        for i, (picture, valid) in enumerate(prepared):
             steps.next(f"reading a reference at scale {self.config.ref_factor**i:.2f}")
             tensors: Mapping[str, Any] = self._run(on, "encode_ref", {"ref": on.to_device(picture)}, stats)
             if canvas is not None and scales:  # the published protocol takes the values of scale 0 for every scale
@@ -339,7 +358,7 @@ class Upscaler:
                 "accumulator": accumulator,
             }
             for name, tensor in scale.tensors.items():
-                if name.startswith("value_"):
+                if name in VALUES:
                     inputs[name] = tensor
                 elif name.startswith("warp_mask_"):
                     s = int(name.removeprefix("warp_mask_"))
@@ -374,6 +393,15 @@ class _Steps:
         if self._progress is not None:
             self._progress(min(self._done, self._total), self._total, what)  # smaller tiles than planned are more steps
         self._done += 1
+
+
+@contextmanager
+def _timed(stats: Stats | None, stage: str) -> Iterator[None]:
+    """Adds what is done on the host meanwhile to a stage."""
+    begin = time.perf_counter()
+    yield
+    if stats is not None:
+        stats.add(stage, time.perf_counter() - begin)
 
 
 def _check_settings(tile: int, matching: str, skip: float | None) -> None:

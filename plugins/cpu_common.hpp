@@ -159,6 +159,34 @@ inline int worthwhile(int threads, double multiply_adds) {
   return std::max(1, int(std::min(double(threads), multiply_adds / 1e6)));
 }
 
+// As many pieces of scratch memory as a team has threads: each takes one for as long as it works on something.
+class ScratchPool {
+ public:
+  ScratchPool(int pieces, size_t floats)
+      : pieces_(pieces), floats_((floats + 15) / 16 * 16), memory_(product(pieces, floats_)), taken_(pieces) {}
+
+  class Share {
+   public:
+    explicit Share(ScratchPool& pool) : pool_(pool) {
+      while (pool_.taken_[own_].exchange(true)) own_ = (own_ + 1) % pool_.pieces_;
+    }
+    ~Share() { pool_.taken_[own_] = false; }
+    Share(const Share&) = delete;
+    Share& operator=(const Share&) = delete;
+    float* get() const { return pool_.memory_.get() + own_ * pool_.floats_; }
+
+   private:
+    ScratchPool& pool_;
+    int own_ = 0;
+  };
+
+ private:
+  int pieces_;
+  size_t floats_;
+  Buffer<float> memory_;
+  std::vector<std::atomic<bool>> taken_;
+};
+
 // Threads of calls that name no number of their own.
 int default_threads();
 

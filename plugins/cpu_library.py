@@ -23,7 +23,7 @@ _FOLDER = Path(__file__).parent
 _SOURCES = (_FOLDER / "features.cpp", _FOLDER / "onnxruntime_library.cpp", *sorted(_FOLDER.glob("*/*.cpp")))
 _HEADERS = (_FOLDER / "cpu_common.hpp", *sorted(_FOLDER.glob("*/*.hpp")))
 # No contraction: rounding would depend on whether the processor has FMA.
-_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-pthread")
+_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-pthread")
 _INSTEAD = "PyTorch references and ONNX function bodies run instead, many times slower"
 
 

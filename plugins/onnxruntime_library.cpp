@@ -7,7 +7,7 @@
 #include <climits>
 
 #include "cpu_common.hpp"
-#include "deformable_sample/cpu.hpp"
+#include "deformable_sample/conv.hpp"
 #include "patch_match/cpu.hpp"
 
 namespace {
@@ -48,6 +48,7 @@ using GetTensorMutableData = Slot<51, OrtStatus*, OrtValue*, void**>;
 using GetDimensionsCount = Slot<61, OrtStatus*, const OrtShape*, size_t*>;
 using GetDimensions = Slot<62, OrtStatus*, const OrtShape*, int64_t*, size_t>;
 using GetTensorTypeAndShape = Slot<65, OrtStatus*, const OrtValue*, OrtShape**>;
+using GetAttributeFloat = Slot<85, OrtStatus*, const OrtKernelInfo*, const char*, float*>;
 using GetAttributeInt = Slot<86, OrtStatus*, const OrtKernelInfo*, const char*, int64_t*>;
 using GetAttributeString = Slot<87, OrtStatus*, const OrtKernelInfo*, const char*, char*, size_t*>;
 using GetInput = Slot<90, OrtStatus*, const OrtKernelContext*, size_t, const OrtValue**>;
@@ -126,6 +127,14 @@ std::string text_or(const OrtApi* api, const OrtKernelInfo* info, const char* na
   return otherwise;
 }
 
+// The layout of `value`, which graphs say that are made for the CPU (engine/cpu_graphs.py); elsewhere it is NCHW.
+bool value_is_channels_last(const OrtApi* api, const OrtKernelInfo* info) {
+  int64_t value = 0;
+  OrtStatus* status = GetAttributeInt::call(api, info, "value_channels_last", &value);
+  if (status != nullptr) ReleaseStatus::call(api, status);
+  return value != 0;
+}
+
 // Address of an input, and its shape into `shape`.
 template <class T, size_t kRank>
 const T* input(const OrtApi* api, const OrtKernelContext* context, size_t index, const char* name, int64_t (&shape)[kRank]) {
@@ -195,6 +204,31 @@ struct PatchMatch {
   }
 };
 
+// What DeformableSample and DeformableConv take alike.
+AmsaDeformableSample sample_attributes(const OrtApi* api, const OrtKernelInfo* info, bool half) {
+  AmsaDeformableSample attributes{};
+  attributes.scale = integer(api, info, "scale");
+  attributes.groups = integer(api, info, "groups");
+  attributes.value_channels_last = value_is_channels_last(api, info);
+  attributes.half = half;
+  attributes.threads = amsa::default_threads();
+  amsa::check_attributes(attributes);
+  return attributes;
+}
+
+void sample_inputs(const OrtApi* api, OrtKernelContext* context, AmsaDeformableSample& call) {
+  call.value = input<void>(api, context, 0, "DeformableSample: value", call.value_shape);
+  if (call.value_channels_last) {
+    const int64_t rows = call.value_shape[1], cols = call.value_shape[2], channels = call.value_shape[3];
+    call.value_shape[1] = channels;
+    call.value_shape[2] = rows;
+    call.value_shape[3] = cols;
+  }
+  call.match = input<int32_t>(api, context, 1, "DeformableSample: match", call.match_shape);
+  call.offset_mask = input<void>(api, context, 2, "DeformableSample: offset_mask", call.offset_mask_shape);
+  amsa::check_shapes(call);
+}
+
 struct DeformableSample {
   static constexpr const char* kName = "DeformableSample";
   static constexpr int kInputs = 3, kOutputs = 1;
@@ -202,26 +236,50 @@ struct DeformableSample {
   static int output_type(size_t, int features) { return features; }
 
   const OrtApi* api;
-  AmsaDeformableSample attributes{};
+  AmsaDeformableSample attributes;
 
-  DeformableSample(const OrtApi* api, const OrtKernelInfo* info, bool half) : api(api) {
-    attributes.scale = integer(api, info, "scale");
-    attributes.groups = integer(api, info, "groups");
-    attributes.half = half;
-    attributes.threads = amsa::default_threads();
-    amsa::check_attributes(attributes);
-  }
+  DeformableSample(const OrtApi* api, const OrtKernelInfo* info, bool half)
+      : api(api), attributes(sample_attributes(api, info, half)) {}
 
   void compute(OrtKernelContext* context) const {
     AmsaDeformableSample call = attributes;
-    call.value = input<void>(api, context, 0, "DeformableSample: value", call.value_shape);
-    call.match = input<int32_t>(api, context, 1, "DeformableSample: match", call.match_shape);
-    call.offset_mask = input<void>(api, context, 2, "DeformableSample: offset_mask", call.offset_mask_shape);
-    amsa::check_shapes(call);
+    sample_inputs(api, context, call);
     call.samples = output<void>(
         api, context, 0,
         {call.match_shape[0], 9 * call.value_shape[1], call.offset_mask_shape[2], call.offset_mask_shape[3]});
     if (const char* message = amsa_deformable_sample(&call)) throw amsa::Error(std::string(message));
+  }
+};
+
+// Inputs after DeformableSample's: weight [filters, 9*C, 1, 1] and bias [filters].
+struct DeformableConv {
+  static constexpr const char* kName = "DeformableConv";
+  static constexpr int kInputs = 5, kOutputs = 1;
+  static int input_type(size_t index, int features) { return index == 1 ? kInt32 : features; }
+  static int output_type(size_t, int features) { return features; }
+
+  const OrtApi* api;
+  AmsaDeformableConv attributes{};
+
+  DeformableConv(const OrtApi* api, const OrtKernelInfo* info, bool half) : api(api) {
+    attributes.sample = sample_attributes(api, info, half);
+    check(api, GetAttributeFloat::call(api, info, "negative_slope", &attributes.negative_slope));
+  }
+
+  void compute(OrtKernelContext* context) const {
+    AmsaDeformableConv call = attributes;
+    sample_inputs(api, context, call.sample);
+    int64_t weight_shape[4], bias_shape[1];
+    call.weight = input<void>(api, context, 3, "DeformableConv: weight", weight_shape);
+    call.bias = input<void>(api, context, 4, "DeformableConv: bias", bias_shape);
+    call.filters = weight_shape[0];
+    if (weight_shape[1] != 9 * call.sample.value_shape[1] || weight_shape[2] * weight_shape[3] != 1 ||
+        bias_shape[0] != call.filters)
+      throw amsa::Error("DeformableConv: weight and bias do not fit the value's channels");
+    call.out = output<void>(api, context, 0,
+                            {call.sample.match_shape[0], call.filters, call.sample.offset_mask_shape[2],
+                             call.sample.offset_mask_shape[3]});
+    if (const char* message = amsa_deformable_conv(&call)) throw amsa::Error(std::string(message));
   }
 };
 
@@ -267,7 +325,8 @@ extern "C" OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApi
   return as_status(api, [&] {
     // Sessions refer to the domain and its ops for as long as the process lives.
     static const CustomOp ops[] = {custom_op<PatchMatch>(false), custom_op<PatchMatch>(true),
-                                   custom_op<DeformableSample>(false), custom_op<DeformableSample>(true)};
+                                   custom_op<DeformableSample>(false), custom_op<DeformableSample>(true),
+                                   custom_op<DeformableConv>(false), custom_op<DeformableConv>(true)};
     static OrtDomain* const domain = [&] {
       OrtDomain* made = nullptr;
       check(api, CreateCustomOpDomain::call(api, "amsa", &made));

@@ -164,7 +164,7 @@ def test_the_runtime_alone_upscales() -> None:
         "sr = amsa.Upscaler(threads=1).upscale(lr, [ref])\n"
         "print(sr.shape, sr.dtype)\n"
     )
-    done = python(program, without="torch onnx onnxscript safetensors skimage")
+    done = python(program, without="torch onnxscript safetensors skimage")
     assert done.stdout == "(64, 64, 3) uint8\n", done.stderr
 
 

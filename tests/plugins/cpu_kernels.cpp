@@ -7,7 +7,7 @@
 #include <limits>
 #include <random>
 
-#include "deformable_sample/cpu.hpp"
+#include "deformable_sample/conv.hpp"
 #include "patch_match/cpu.hpp"
 #include "patch_match/dots.cpp"  // its functions are internal
 
@@ -119,7 +119,7 @@ void deformable_sample() {
   call.offset_mask_channels_last = draw(0, 1);
   call.samples_channels_last = draw(0, 1);
   call.threads = draw(1, 3);
-  const int64_t n = draw(1, 2), c = call.groups * draw(1, 20), h = draw(1, 6), w = draw(1, 6);
+  const int64_t n = draw(1, 2), c = call.groups * draw(1, 20), h = draw(1, 6), w = draw(1, draw(0, 3) ? 6 : 40);
   const int64_t shapes[3][4] = {{draw(0, 1) ? n : 1, c, draw(1, 20), draw(1, 20)},
                                 {n, 2, h + 2, w + 2},
                                 {draw(0, 1) ? n : 1, (draw(0, 1) ? 27 : 9) * call.groups, call.scale * h, call.scale * w}};
@@ -137,6 +137,16 @@ void deformable_sample() {
   call.offset_mask = offset_mask.data();
   call.samples = samples.data();
   if (const char* message = amsa_deformable_sample(&call)) fail("amsa_deformable_sample", message);
+  AmsaDeformableConv conv{};
+  conv.sample = call;
+  conv.filters = draw(1, 40);
+  const auto weight = features(size_t(conv.filters * 9 * c), call.half), bias = features(size_t(conv.filters), call.half);
+  std::vector<char> result(out / (9 * c) * conv.filters * (call.half ? 2 : 4));
+  conv.weight = weight.data();
+  conv.bias = draw(0, 1) ? bias.data() : nullptr;
+  conv.negative_slope = draw(0, 1) ? 1.0f : 0.1f;
+  conv.out = result.data();
+  if (const char* message = amsa_deformable_conv(&conv)) fail("amsa_deformable_conv", message);
   if (call.half || !call.value_channels_last || !call.offset_mask_channels_last || shapes[2][0] != n) return;
   std::vector<float> grad(out, 1.0f), grad_value(sizes[0]), grad_offset_mask(sizes[2]);
   const char* message = amsa_deformable_sample_backward(&call, grad.data(), grad_value.data(), grad_offset_mask.data());
