@@ -1,11 +1,12 @@
 """Graphs as ONNX Runtime runs them on the CPU, where amsa's kernels are there: the exported ones, rewritten as they are loaded.
 
-Exported graphs are made for every runtime. Two things that standard ops cannot say cost more than half of restoring on a CPU:
+Exported graphs are made for every runtime. On a CPU more than half of restoring would be:
 
 - DeformableSample writes nine times the features for a 1x1 convolution to read. Where nothing else reads them, both become
   `amsa.DeformableConv` (plugins/deformable_sample/conv.hpp), together with a leaky ReLU behind them.
 - A sample is a run of channels, so `value` should lie channels-last; from NCHW the kernel rearranges all of the reference, tile
   after tile. So `encode_ref` ends in a transposition, once per reference, and `restore` takes values [1, rows, cols, C].
+- A mean over 7x7 pixels is computed as one over columns of one over rows.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def for_cpu(stage: str, graph: bytes) -> bytes:
     if stage == "restore":
         _take_values_last(model.graph)
         _fuse(model.graph)
+        _split_means(model.graph)
     return model.SerializeToString()
 
 
@@ -125,3 +127,26 @@ def _is_plain(conv: NodeProto, weight: TensorProto) -> bool:
     steps = {*attributes.get("strides", [1]), *attributes.get("dilations", [1]), attributes.get("group", 1)}
     padded = any(attributes.get("pads", [])) or attributes.get("auto_pad", b"NOTSET") != b"NOTSET"
     return len(weight.dims) == 4 and tuple(weight.dims[2:]) == (1, 1) and steps == {1} and not padded
+
+
+def _split_means(graph: GraphProto) -> None:
+    """AveragePool of k x k -> of k x 1 and 1 x k, where padding counts as zeros, so that the two are the same."""
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        a = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        kernel, pads = a.get("kernel_shape", []), a.get("pads", [0, 0, 0, 0])
+        wide = node.op_type == "AveragePool" and len(kernel) == 2 and min(kernel) > 1
+        known = a.get("count_include_pad", 0) == 1 and not a.get("ceil_mode", 0) and a.get("auto_pad", b"NOTSET") == b"NOTSET"
+        if not wide or not known or {*a.get("strides", [1]), *a.get("dilations", [1])} != {1}:
+            nodes.append(node)
+            continue
+        between = f"{node.output[0]}_of_rows"
+        for axis, (source, target) in enumerate(((node.input[0], between), (between, node.output[0]))):
+            size, pad = [1, 1], [0, 0, 0, 0]
+            size[1 - axis], pad[1 - axis], pad[3 - axis] = kernel[1 - axis], pads[1 - axis], pads[3 - axis]
+            name = f"{node.name}_{axis}"
+            nodes.append(
+                helper.make_node("AveragePool", [source], [target], name, kernel_shape=size, pads=pad, count_include_pad=1)
+            )
+    del graph.node[:]
+    graph.node.extend(nodes)

@@ -92,6 +92,32 @@ def test_only_a_plain_1x1_convolution_is_taken_in(graph: bytes, fused: bool) -> 
     assert ops(for_cpu("restore", graph))["DeformableConv"] == int(fused)
 
 
+def one_pool(**attributes: Any) -> bytes:
+    info = helper.make_tensor_value_info
+    node = helper.make_node("AveragePool", ["x"], ["y"], "pool", **attributes)
+    graph = helper.make_graph([node], "g", [info("x", 1, [1, 2, 11, 13])], [info("y", 1, None)])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("attributes", "split"),
+    [
+        ({"kernel_shape": [7, 7], "pads": [3, 3, 3, 3], "count_include_pad": 1}, True),
+        ({"kernel_shape": [3, 5], "pads": [1, 0, 0, 2], "count_include_pad": 1, "strides": [1, 1]}, True),
+        ({"kernel_shape": [7, 7], "pads": [3, 3, 3, 3]}, False),
+        ({"kernel_shape": [2, 2], "strides": [2, 2], "count_include_pad": 1}, False),
+        ({"kernel_shape": [1, 4], "count_include_pad": 1}, False),
+    ],
+)
+def test_means_over_rows_and_columns(attributes: dict[str, Any], split: bool) -> None:
+    graph = one_pool(**attributes)
+    rewritten = for_cpu("restore", graph)
+    assert ops(rewritten)["AveragePool"] == 1 + split
+    x = {"x": np.random.default_rng(0).random((1, 2, 11, 13), np.float32)}
+    (expected,), (found,) = (onnxruntime.InferenceSession(g).run(None, x) for g in (graph, rewritten))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_what_is_no_graph_is_left_to_onnx_runtime() -> None:
     assert for_cpu("restore", b"no graph") == b"no graph"
 
