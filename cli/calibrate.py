@@ -31,7 +31,7 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """Find the layers that can be int8, with their ranges, and those that float16 cannot hold. Minutes for the small model."""
-    require_extra("export", "torch", "onnx")
+    require_extra("export", "torch")
     from ..calib import report
     from ..calib.run import calibrate as run
 

@@ -66,7 +66,7 @@ def _demo_engines(output: Path, lr: Photo, ref: Photo) -> None:
     from ..engine.tensorrt_build import NATIVE, build_engines
     from ..engine.upscaler import Upscaler
 
-    if find_spec("tensorrt_rtx") is None or find_spec("onnx") is None:
+    if find_spec("tensorrt_rtx") is None:
         out.print("TensorRT engines: not built, since TensorRT-RTX is not installed; to build them: pip install 'amsa[rtx]'")
         return
     with progress_bar() as progress:

@@ -34,7 +34,7 @@ def export(
     seed: Annotated[int, typer.Option("--seed", help="Of untrained weights.")] = 0,
 ) -> None:
     """Export a checkpoint to ONNX, then compare ONNX Runtime with PyTorch on a sample."""
-    require_extra("export", "torch", "onnx", "onnxscript", "safetensors")
+    require_extra("export", "torch", "onnxscript", "safetensors")
     from .. import export as exporter
     from ..manifest import ModelFolder
 

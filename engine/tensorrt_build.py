@@ -220,10 +220,8 @@ def _build(
 
 def _parse(trt: Any, graph: bytes, network: Any, stage: str) -> dict[str, str]:
     """Read a graph into a network; returns our ops' layers: name -> op."""
-    try:
-        import onnx
-    except ModuleNotFoundError as e:
-        raise AmsaError("building engines needs onnx; install it with: pip install 'amsa[rtx]'") from e
+    import onnx
+
     model = onnx.load_from_string(graph)
     # TensorRT-RTX's parser prefers a function body to a plugin, and stumbles over the bodies' strings.
     bodies = [function for function in model.functions if function.domain != DOMAIN]

@@ -131,3 +131,19 @@ def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow  # a process per picture, the published network
+def test_pipeline(tmp_path: Path, run: Callable[..., str]) -> None:
+    printed = run("pipeline", "--quick", "--output", tmp_path)
+    tables = tables_of(tmp_path / "pipeline.json", printed)
+    assert [r["by"] for r in find(tables, "published")] != []
+    assert [r["graphs"] for r in find(tables, "picture")] == ["as exported", "rewritten"]
+    assert all(r["peak MB"] > 50 for title, rows in tables.items() if title.startswith("growth") for r in rows)
+    assert find(tables, "startup")[0]["slowest"] < 60
+    assert Image.open(tmp_path / "pipeline-growth.png").size[0] > 300
+
+
+def test_an_unknown_section_is_named(run: Callable[..., str]) -> None:
+    with pytest.raises(SystemExit):
+        run("pipeline", "speeed")

@@ -55,6 +55,7 @@ GROUPS: tuple[tuple[str, tuple[Check, ...]], ...] = (
             Check("Python", runtime.check_python),
             Check("amsa", runtime.check_amsa, "pip install --force-reinstall amsa"),
             _package_check("numpy", "numpy"),
+            _package_check("onnx", "onnx"),
             _package_check("onnxruntime", "onnxruntime"),
             _package_check("opencv-python-headless", "cv2"),
             _package_check("pillow", "PIL"),
@@ -68,7 +69,6 @@ GROUPS: tuple[tuple[str, tuple[Check, ...]], ...] = (
         (
             _package_check("torch", "torch", "export"),
             _package_check("safetensors", "safetensors", "export"),
-            _package_check("onnx", "onnx", "export"),
             _package_check("onnxscript", "onnxscript", "export"),
             _package_check("torchvision", "torchvision", "train"),
         ),
@@ -113,8 +113,8 @@ GROUPS: tuple[tuple[str, tuple[Check, ...]], ...] = (
 """Sections and their checks; each is a process."""
 
 ABILITIES: Mapping[str, tuple[str, ...]] = {
-    "run on the CPU": ("numpy", "onnxruntime", "opencv-python-headless", "pillow", "models", "picture"),
-    "export": ("torch", "safetensors", "onnx", "onnxscript"),
+    "run on the CPU": ("numpy", "onnx", "onnxruntime", "opencv-python-headless", "pillow", "models", "picture"),
+    "export": ("torch", "safetensors", "onnxscript"),
     "train": ("torch", "safetensors", "torchvision"),
     "build engines for any card": ("tensorrt-rtx", "engines"),
     "run engines on its GPU": ("driver", "GPU", "CUDA binding", "kernels"),

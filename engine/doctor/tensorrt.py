@@ -38,18 +38,12 @@ def check_library(runtime: str) -> str:
     return f"{text}, plugins {', '.join(op.name for op in OPS)}"
 
 
-def _require_builder(runtime: str) -> None:
-    _require(runtime)
-    if not packages.is_installed("onnx"):
-        raise Problem(ABSENT, "building engines needs onnx, which is not installed", f"pip install 'amsa[{runtime}]'")
-
-
 def check_engines() -> str:
     """Builds the shipped model's engines, for small pictures and with no GPU; `build_engines` asserts what they are."""
     from ..backends import SHIPPED_ENGINE_MODEL
     from ..tensorrt_build import build_engines
 
-    _require_builder("rtx")
+    _require("rtx")
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="amsa-doctor-") as folder:
         built = build_engines(SHIPPED_ENGINE_MODEL, ["sm75"], lr_sizes=_LR_SIZES, ref_sizes=_REF_SIZES, output=folder)
@@ -63,7 +57,7 @@ def check_gpu_picture(runtime: str) -> str:
     from ..tensorrt_build import NATIVE, build_engines
     from ..upscaler import Upscaler
 
-    _require_builder(runtime)
+    _require(runtime)
     gpu_architecture()  # without kernels for the GPU no TensorRT helps
     if runtime == "rtx":
         _require_served()

@@ -278,7 +278,7 @@ def test_something_broken_is_exit_code_1(
     assert (code, err) == (1, "")
     assert "  broken  torch                        ended by signal 6 (SIGABRT)" in out
     assert "mend: pip install --force-reinstall torch\n" in out
-    assert "  ok      onnx                         " in out
+    assert "  ok      onnxscript                   " in out
     assert "torchvision                  RuntimeError: operator torchvision::nms does not exist; mend: pip install" in out
     assert out.endswith("It cannot: run on the CPU, export, train, build engines for any card, run engines on its GPU.\n")
     assert "Traceback" not in out
@@ -475,13 +475,6 @@ def test_no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
             module = {"rtx": "tensorrt_rtx"}.get(runtime, runtime)
             text, mend = f"{module} is not installed", f"pip install 'amsa[{runtime}]'"
             assert examine(name) == Finding("TensorRT", name, ABSENT, text, mend)
-
-
-def test_engines_need_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages, "find_spec", lambda module: None if module == "onnx" else SimpleNamespace())
-    finding = examine("engines")
-    assert (finding.state, finding.mend) == (ABSENT, "pip install 'amsa[rtx]'")
-    assert finding.text == "building engines needs onnx, which is not installed"
 
 
 def test_tensorrt_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
