@@ -11,9 +11,10 @@ from .config import AMSAConfig
 from .errors import AmsaError
 
 if TYPE_CHECKING:
+    from .engine.batch import upscale_folder
     from .engine.upscaler import Upscaler
 
-__all__ = ["AMSAConfig", "AmsaError", "Upscaler", "__version__"]
+__all__ = ["AMSAConfig", "AmsaError", "Upscaler", "__version__", "upscale_folder"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,4 +22,8 @@ def __getattr__(name: str) -> Any:
         from .engine.upscaler import Upscaler
 
         return Upscaler
+    if name == "upscale_folder":
+        from .engine.batch import upscale_folder
+
+        return upscale_folder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

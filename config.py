@@ -8,7 +8,7 @@ from typing import Any
 
 from .errors import AmsaError
 from .plugins.patch_match.spec import ARITHMETICS, PROPAGATIONS
-from .stages import REF_MIN, SCALE, VALUE_SCALES, Stage, stages
+from .stages import LR_MULTIPLE, REF_MIN, SCALE, VALUE_SCALES, Stage, stages
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,17 @@ class AMSAConfig:
         At each scale the trunk's two convolutions per block and eight more (masks, offsets, flow, head, up); then the last two.
         """
         return sum(-(-(2 * blocks + 8) // scale) for blocks, scale in zip(self.blocks[1:], VALUE_SCALES, strict=True)) + 2
+
+    @property
+    def lr_halo(self) -> int:
+        """How far `encode_lr` sees, in LR pixels, as a multiple of LR_MULTIPLE: the content trunk, or the vgg keys of LR / 8."""
+        seen = max(2 * self.blocks[0] + 1, 56 if self.encoder == "vgg" else 8)
+        return -(-seen // LR_MULTIPLE) * LR_MULTIPLE
+
+    @property
+    def ref_halo(self) -> int:
+        """How far `encode_ref` sees, in pixels, as a multiple of REF_MULTIPLE: its blur, or the coarsest vgg keys."""
+        return 128 if self.encoder == "vgg" else 32
 
     def stages(self, precision: str = "fp32") -> tuple[Stage, ...]:
         """The graphs of this network, with features of that precision (`stages.PRECISIONS`)."""

@@ -10,6 +10,7 @@ import onnx
 from onnx import ModelProto
 
 from ..config import AMSAConfig
+from ..engine.references import lr_and_scales
 from ..export.layer_precision import conv_layers
 from ..manifest import ModelFolder
 from ..stages import SCALE
@@ -61,7 +62,6 @@ def layer_macs(config: AMSAConfig, lr_hw: tuple[int, int], ref_hw: tuple[int, in
 
     from ..model.network import AMSA
     from ..model.stage_modules import stage_modules
-    from ..training.evaluation.complexity import lr_and_scales
 
     macs: dict[str, int] = {}
     times = 1

@@ -15,14 +15,33 @@ from .build import build, inspect
 from .calibrate import calibrate
 from .compare import compare
 from .demo import demo
+from .deploy import deploy
 from .doctor import doctor
 from .evaluate import complexity, evaluate
 from .export import convert, export
+from .profile import profile
+from .serve import serve
 from .terminal import err, out
 from .train import train
 from .upscale import upscale
 
-COMMANDS = (upscale, demo, export, calibrate, build, convert, inspect, compare, evaluate, train, complexity, doctor)
+COMMANDS = (
+    upscale,
+    serve,
+    deploy,
+    demo,
+    export,
+    calibrate,
+    build,
+    convert,
+    inspect,
+    compare,
+    evaluate,
+    train,
+    complexity,
+    profile,
+    doctor,
+)
 """In the order in which `amsa --help` lists them."""
 
 app = typer.Typer(

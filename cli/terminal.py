@@ -15,6 +15,7 @@ from rich.table import Table
 from ..errors import AmsaError
 
 if TYPE_CHECKING:
+    from ..engine.batch.worker import Opened
     from ..engine.tensorrt_build import BuiltEngine
     from ..engine.upscaler import Progress, Stats, Upscaler
 
@@ -35,7 +36,7 @@ def require_extra(extra: str, *modules: str) -> None:
         raise AmsaError(f"this command needs {', '.join(missing)}; install with: pip install 'amsa[{extra}]'")
 
 
-def say_backend(upscaler: Upscaler) -> None:
+def say_backend(upscaler: Upscaler | Opened) -> None:
     err.print(f"backend: {upscaler.backend} ({upscaler.device}; {upscaler.kernels})")
     if not upscaler.trained:
         err.print("note: these weights are untrained: the picture shows the pipeline at work, not added detail")

@@ -39,13 +39,18 @@ def skip_lightest(weights: Sequence[Map], size: tuple[int, int], skip: float) ->
     """
     if skip <= 0:
         return list(weights)
-    blocks = np.stack([_block_means(weight[0, 0, : size[0], : size[1]]) for weight in weights])
+    blocks = np.stack([block_means(weight[0, 0, : size[0], : size[1]]) for weight in weights])
     gone = np.zeros_like(blocks[0])
     kept = list(range(len(weights)))
     for i in np.argsort(blocks.mean(1), kind="stable")[:-1]:
         if (gone + blocks[i]).max() <= skip:
             gone += blocks[i]
             kept.remove(int(i))
+    return share_out(weights, kept)
+
+
+def share_out(weights: Sequence[Map], kept: Sequence[int]) -> list[Map | None]:
+    """The weights of those kept, made to sum to 1; None for the others."""
     total = np.sum([weights[i] for i in kept], 0)
     # Where all that is kept underflows to zero, which of them serves the pixel does not matter.
     even = np.float32(1 / len(kept))
@@ -53,8 +58,8 @@ def skip_lightest(weights: Sequence[Map], size: tuple[int, int], skip: float) ->
     return [shares.get(i) for i in range(len(weights))]
 
 
-def _block_means(weight: Map) -> NDArray[np.float64]:
-    """Means over whole blocks; what is left over at the bottom and right goes to the last ones."""
+def block_means(weight: Map) -> NDArray[np.float64]:
+    """Of a map [h, w]: means over whole blocks; what is left over at the bottom and right goes to the last ones."""
     rows, cols = (np.minimum(np.arange(n) // BLOCK, max(n // BLOCK, 1) - 1) for n in weight.shape)
     block = (rows[:, None] * (cols[-1] + 1) + cols).reshape(-1)
     return np.bincount(block, weight.reshape(-1)) / np.bincount(block)

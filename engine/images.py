@@ -27,6 +27,7 @@ StrPath = str | os.PathLike[str]
 Samples = NDArray[np.unsignedinteger[Any]]  # uint8 or uint16
 
 MAX_PIXELS = 64_000_000
+_BAND = 256  # rows that are converted at a time
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # the suffixes that are written
 FORMATS |= {".tif": "TIFF", ".tiff": "TIFF", ".avif": "AVIF", ".bmp": "BMP"}
@@ -80,28 +81,66 @@ class Photo:
         return int(self.rgb.shape[1])
 
 
-def read_photo(path: StrPath, *, max_pixels: int = MAX_PIXELS) -> Photo:
+class PackedPhoto(Photo):
+    """A photo that is kept as its samples, in a quarter or half of the memory: uint8 or uint16, HW (gray) or HW3.
+
+    ``rgb`` is made anew whenever it is asked for.
+    """
+
+    samples: Samples
+
+    def __init__(
+        self, samples: Samples, alpha: NDArray[np.float32] | None = None, icc: bytes | None = None, exif: bytes | None = None
+    ) -> None:
+        bits, gray = 8 * samples.dtype.itemsize, samples.ndim == 2
+        fields = {"samples": samples, "alpha": alpha, "gray": gray, "bits": bits, "icc": icc, "exif": exif}
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)  # as a frozen dataclass does
+
+    @property
+    def rgb(self) -> NDArray[np.float32]:  # type: ignore[override]
+        return _photo(self.samples).rgb
+
+    @property
+    def height(self) -> int:
+        return int(self.samples.shape[0])
+
+    @property
+    def width(self) -> int:
+        return int(self.samples.shape[1])
+
+
+def read_photo(path: StrPath, *, max_pixels: int = MAX_PIXELS, content: bytes | None = None) -> Photo:
     """Read a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF file, upright and at its full 8 or 16 bits.
+
+    ``content`` is what the file holds, where that is in memory: then nothing is opened, and ``path`` only names it in errors.
 
     Warns where a part of the file is left out: further frames, damaged EXIF, the low bits of a 10- or 12-bit AVIF.
     Raises AmsaError if the file cannot be opened, is not such a picture, is damaged, has over ``max_pixels`` pixels
     (judged by its header, before anything is decoded), or has samples with no exact RGB or gray reading.
     """
-    name, file_path = _name(path), Path(path)
-    with _decoding(name):
-        size = file_path.stat().st_size
-        if not file_path.is_file():  # reading a pipe or a device may never end
-            raise AmsaError(f"{name} is {_kind_of_path(file_path)}; give a picture file")
-        if size == 0:
-            raise AmsaError(f"{name} is empty; copy or export it again")
-        with file_path.open("rb") as file, Image.open(file, formats=_READABLE) as image:
-            if image.width * image.height > max_pixels:
-                limit = f"at most {max_pixels / 1e6:g} megapixels are read"
-                raise AmsaError(f"{name} is {image.width}x{image.height} pixels; {limit}: scale it down or crop it")
-            # The second picture in a phone's MPO file is a preview or gain map of the first, not a frame.
-            if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-                warnings.warn(f"{name} has several frames; only the first is read", stacklevel=2)
-            return _from_image(image, name, file)
+    with _opened(path, max_pixels, content) as (image, name, file):
+        # The second picture in a phone's MPO file is a preview or gain map of the first, not a frame.
+        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+            warnings.warn(f"{name} has several frames; only the first is read", stacklevel=2)
+        return _from_image(image, name, file)
+
+
+def read_thumbnail(path: StrPath, side: int, min_side: int = 1) -> NDArray[np.float32]:
+    """Read a picture shrunk to at most ``side`` pixels on its longer side, upright: float32 HWC RGB in [0, 1].
+
+    For looking at many files: of a JPEG little more is decoded than is asked for, and depth, alpha and profile are left
+    behind. Raises AmsaError as `read_photo` does, and where the file's picture has under ``min_side`` pixels on a side.
+    """
+    with _opened(path, MAX_PIXELS) as (image, name, file):
+        if min(image.size) < min_side:
+            raise _too_small(name, image.width, image.height, min_side)
+        if image.mode in ("L", "RGB"):  # others cannot be shrunk as they are
+            image.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
+            return _from_image(image, name).rgb
+        rgb = _from_image(image, name, file).rgb
+    factor = min(1.0, side / max(rgb.shape[:2]))
+    return resize_bicubic(rgb, *(max(1, round(factor * length)) for length in rgb.shape[:2]))
 
 
 def from_array(array: NDArray[Any] | Image.Image, name: str = "array") -> Photo:
@@ -128,18 +167,21 @@ def to_array(photo: Photo) -> Samples:
 
     Values outside [0, 1] are clipped, the rest rounded half up. The inverse of `from_array`.
     """
-    colours = photo.rgb[..., :1] if photo.gray else photo.rgb
-    floats = colours if photo.alpha is None else np.dstack([colours, photo.alpha])
-    dtype = np.uint16 if photo.bits == 16 else np.uint8
-    samples: Samples = (np.clip(floats, 0, 1) * np.float32(np.iinfo(dtype).max) + np.float32(0.5)).astype(dtype)
+    if isinstance(photo, PackedPhoto) and photo.alpha is None:
+        return photo.samples
+    colours, dtype = (photo.rgb[..., :1] if photo.gray else photo.rgb), np.uint16 if photo.bits == 16 else np.uint8
+    samples: Samples = np.empty((*colours.shape[:2], colours.shape[2] + (photo.alpha is not None)), dtype)
+    for first in range(0, photo.height, _BAND):  # what floats need besides is a band's
+        rows = slice(first, first + _BAND)
+        floats = colours[rows] if photo.alpha is None else np.dstack([colours[rows], photo.alpha[rows]])
+        samples[rows] = np.clip(floats, 0, 1) * np.float32(np.iinfo(dtype).max) + np.float32(0.5)
     return samples[..., 0] if samples.shape[2] == 1 else samples
 
 
 def require_size(photo: Photo, name: StrPath, min_side: int) -> None:
     """Raise AmsaError, with ``name`` in it, unless both sides of the photo have at least ``min_side`` pixels."""
     if min(photo.height, photo.width) < min_side:
-        size, limit = f"{photo.width}x{photo.height}", f"at least {min_side} on each side are needed"
-        raise AmsaError(f"{_name(name)} is {size} pixels; {limit}: give a larger picture")
+        raise _too_small(_name(name), photo.width, photo.height, min_side)
 
 
 def resize_bicubic(rgb: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
@@ -199,12 +241,7 @@ def write_photo(path: StrPath, photo: Photo) -> None:
     quality 95, JPEG and AVIF with chroma at full resolution. Warns where BMP or TIFF has no place for ICC or EXIF.
     Raises AmsaError as `check_format` does, or if the folder takes no file.
     """
-    check_format(path, photo)
-    name, kind, target = _name(path), _format(path), Path(path)
-    try:
-        data = _encode(photo, kind, name)
-    except (OSError, ValueError, KeyError, struct.error, MemoryError) as error:  # KeyError: a Pillow without AVIF
-        raise AmsaError(f"{name} cannot be encoded as {kind} ({_reason(error)}); write a .png") from error
+    name, target, data = _name(path), Path(path), encode_photo(path, photo)
     part = target.with_name(f".amsa-{secrets.token_hex(8)}{target.suffix}")
     try:
         try:
@@ -216,9 +253,24 @@ def write_photo(path: StrPath, photo: Photo) -> None:
         raise AmsaError(f"{name} cannot be written ({_reason(error)}); check the folder and the free space") from error
 
 
+def encode_photo(path: StrPath, photo: Photo) -> bytes:
+    """Return what `write_photo` would write to ``path``, of which only the suffix matters; raises and warns as that does."""
+    check_format(path, photo)
+    name, kind = _name(path), _format(path)
+    try:
+        return _encode(photo, kind, name)
+    except (OSError, ValueError, KeyError, struct.error, MemoryError) as error:  # KeyError: a Pillow without AVIF
+        raise AmsaError(f"{name} cannot be encoded as {kind} ({_reason(error)}); write a .png") from error
+
+
 def _name(path: StrPath) -> str:
     text = str(path)
     return text if text.isprintable() else repr(text)  # the message stays one line that every terminal can print
+
+
+def _too_small(name: str, width: int, height: int, min_side: int) -> AmsaError:
+    limit = f"at least {min_side} on each side are needed"
+    return AmsaError(f"{name} is {width}x{height} pixels; {limit}: give a larger picture")
 
 
 def _reason(error: Exception) -> str:
@@ -235,6 +287,24 @@ def _format(path: StrPath) -> str:
     if suffix not in FORMATS:
         raise AmsaError(f"{_name(path)} names no format that is written; end it in one of {', '.join(FORMATS)}")
     return FORMATS[suffix]
+
+
+@contextlib.contextmanager
+def _opened(path: StrPath, max_pixels: int, content: bytes | None = None) -> Iterator[tuple[Image.Image, str, BinaryIO]]:
+    """Open a picture file (or its content) for decoding: the image, what to call it, and the file itself."""
+    name, file_path = _name(path), Path(path)
+    with _decoding(name):
+        size = file_path.stat().st_size if content is None else len(content)
+        if content is None and not file_path.is_file():  # reading a pipe or a device may never end
+            raise AmsaError(f"{name} is {_kind_of_path(file_path)}; give a picture file")
+        if size == 0:
+            raise AmsaError(f"{name} is empty; copy or export it again")
+        source = file_path.open("rb") if content is None else io.BytesIO(content)
+        with source as file, Image.open(file, formats=_READABLE) as image:
+            if image.width * image.height > max_pixels:
+                limit = f"at most {max_pixels / 1e6:g} megapixels are read"
+                raise AmsaError(f"{name} is {image.width}x{image.height} pixels; {limit}: scale it down or crop it")
+            yield image, name, file
 
 
 @contextlib.contextmanager
@@ -395,7 +465,7 @@ def _encode(photo: Photo, kind: str, name: str) -> bytes:
         return _encode_png_16(pixels, photo)
     metadata = {key: value for key, value in (("icc_profile", photo.icc), ("exif", photo.exif)) if value}
     if kind == "BMP" and metadata:
-        warnings.warn(f"{name}: BMP holds no ICC profile or EXIF; they are left out", stacklevel=3)
+        warnings.warn(f"{name}: BMP holds no ICC profile or EXIF; they are left out", stacklevel=4)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, **_LOSSY.get(kind, {}), **metadata)
     return file.getvalue()
@@ -407,18 +477,22 @@ def _encode_png_16(pixels: Samples, photo: Photo) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    samples = np.atleast_3d(pixels).astype(">u2")
-    height, width, channels = samples.shape
-    # A row is a filter number and bytes; filter 1 (Sub) keeps their differences to the pixel on the left.
-    rows, step = samples.reshape(height, -1).view(np.uint8), 2 * channels
-    filtered = np.hstack([np.ones((height, 1), np.uint8), rows[:, :step], rows[:, step:] - rows[:, :-step]])
+    height, width, channels = np.atleast_3d(pixels).shape
+    packed, compressor = bytearray(), zlib.compressobj()
+    for first in range(0, height, _BAND):
+        # A row is a filter number and bytes; filter 1 (Sub) keeps their differences to the pixel on the left.
+        samples = np.atleast_3d(pixels[first : first + _BAND]).astype(">u2")
+        rows, step = samples.reshape(len(samples), -1).view(np.uint8), 2 * channels
+        filtered = np.hstack([np.ones((len(samples), 1), np.uint8), rows[:, :step], rows[:, step:] - rows[:, :-step]])
+        packed += compressor.compress(filtered.data)
+    packed += compressor.flush()
     header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     chunks = [b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", header)]
     if photo.icc:
         chunks.append(chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(photo.icc)))
     if photo.exif:
         chunks.append(chunk(b"eXIf", photo.exif.removeprefix(_EXIF_PREFIX)))
-    return b"".join([*chunks, chunk(b"IDAT", zlib.compress(filtered.data)), chunk(b"IEND", b"")])
+    return b"".join([*chunks, chunk(b"IDAT", bytes(packed)), chunk(b"IEND", b"")])
 
 
 def _encode_tiff(pixels: Samples, photo: Photo, name: str) -> bytes:
@@ -441,5 +515,5 @@ def _encode_tiff(pixels: Samples, photo: Photo, name: str) -> bytes:
         exif.load(photo.exif or b"")
         return head(_without_layout(exif)) + data
     except Exception:  # Pillow cannot write again every tag it reads; a result without EXIF is better than none
-        warnings.warn(f"{name}: the EXIF data does not fit into a TIFF and is left out", stacklevel=4)
+        warnings.warn(f"{name}: the EXIF data does not fit into a TIFF and is left out", stacklevel=5)
         return head(_without_layout(Image.Exif())) + data

@@ -20,6 +20,7 @@ _REGION = re.compile(r"region = \{ name=\S+ size=(\d+) [^}]*type=user place=acce
 _BOUNDS = re.compile(r"is out of bounds \[(\d+), (\d+)\]")
 _TENSOR = re.compile(r'tensor=\{ [^\n]*?name="([^"]*)"[^\n]*? strides=\{ ([^}]*)\} type=(\w+) \}')
 _STATEMENT = re.compile(r"^  (\w+)=\{ name=\"?([^\" ]*)\"? ([^\n]*)", re.MULTILINE)
+_TURNING = re.compile(r"__myl_(?:Tran|Move|Resh)+")
 _NOT_LAYERS = {"shape_call", "signal", "wait", "copy", "memset"}
 
 
@@ -51,6 +52,7 @@ class PlanFacts:
         bounds: smallest and largest size of every dynamic dimension of the inputs, without their names.
         scratch: bytes of GPU memory for intermediate results at the largest sizes.
         layer_types: in which type ("float", "half", "int8") a convolution computes, by the ONNX nodes that are in it.
+        transposes: kernels that do nothing but change a tensor's layout in memory.
     """
 
     version: str
@@ -63,6 +65,7 @@ class PlanFacts:
     bounds: frozenset[tuple[int, int]]
     scratch: int
     layer_types: Mapping[str, str] = field(default_factory=dict)
+    transposes: int = 0
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,7 @@ def read_plan(engine: bytes, source: str | Path) -> PlanFacts:
         bounds=frozenset((int(low), int(high)) for low, high in _BOUNDS.findall(plan)),
         scratch=sum(map(int, _REGION.findall(header))),
         layer_types=layer_types,
+        transposes=sum(kind.endswith("function") and _TURNING.fullmatch(name) is not None for kind, name, _ in kernels),
     )
 
 

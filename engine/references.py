@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from ..config import AMSAConfig
-from ..stages import LR_MULTIPLE, REF_MULTIPLE, SCALE
+from ..errors import AmsaError
+from ..stages import LR_MIN, LR_MULTIPLE, REF_MIN, REF_MULTIPLE, SCALE
 from .backends import Execution
 from .images import resize_bicubic
 
@@ -41,6 +42,8 @@ class EncodedReference:
         config: of the network that encoded it.
         precision: of the model, "fp32" or "fp16".
         backend: that holds the features.
+        photo: [rows, columns, 3] in [0, 1], where memory is too short for its features: `scales` is empty then, and they are
+            made again for every picture.
     """
 
     scales: Sequence[EncodedScale]
@@ -48,6 +51,7 @@ class EncodedReference:
     config: AMSAConfig
     precision: str
     backend: str
+    photo: Array | None = None
 
 
 def to_nchw(rgb: Array, height: int, width: int, mode: str) -> Array:
@@ -92,34 +96,82 @@ def common_canvas(lr_size: tuple[int, int], ref_sizes: Sequence[tuple[int, int]]
     return max(heights), max(widths)
 
 
-def prepare_scales(rgb: Array, config: AMSAConfig, canvas: tuple[int, int] | None) -> list[tuple[Array, Array]]:
-    """A reference in [0, 1], HWC -> for every scale ([1, 3, H, W] float32, valid int32 [1, 2]).
+@dataclass(frozen=True)
+class ScalePicture:
+    """A reference at one scale, to be padded part by part.
+
+    Attributes:
+        rgb: float32 [rows, columns, 3] in [0, 1].
+        size: padded height and width.
+        mode: how it is padded, see `to_nchw`.
+        valid: int32 [1, 2], rows and columns of the finest keys that are picture.
+    """
+
+    rgb: Array
+    size: tuple[int, int]
+    mode: str
+    valid: Array
+
+    def part(self, rows: slice, cols: slice) -> Array:
+        """float32 [1, 3, H, W]: these rows and columns of the padded picture."""
+        return to_nchw(self.rgb[rows, cols], rows.stop - rows.start, cols.stop - cols.start, self.mode)
+
+
+def prepare_scale(rgb: Array, config: AMSAConfig, canvas: tuple[int, int] | None, index: int) -> ScalePicture:
+    """A reference in [0, 1], HWC -> what `encode_ref` gets of it at scale ref_factor^index.
 
     Each scale is resized from the photo (bicubic with antialias) and padded by repeating its edge; the padding is never
     matched. With a canvas it is the published protocol instead.
     """
     if canvas is not None:
-        return _published_scales(rgb, config, canvas)
-    scales = []
-    for i in range(config.ref_scales):
-        height, width = (int(side * config.ref_factor**i) for side in rgb.shape[:2])
-        picture = rgb if i == 0 else resize_bicubic(rgb, height, width)
-        padded = to_nchw(picture, round_up(height, REF_MULTIPLE), round_up(width, REF_MULTIPLE), "edge")
-        scales.append((padded, np.array([[height // SCALE, width // SCALE]], np.int32)))
-    return scales
+        return _published_scale(rgb, config, canvas, index)
+    height, width = (int(side * config.ref_factor**index) for side in rgb.shape[:2])
+    picture = rgb if index == 0 else resize_bicubic(rgb, height, width)
+    valid = np.array([[height // SCALE, width // SCALE]], np.int32)
+    return ScalePicture(picture, (round_up(height, REF_MULTIPLE), round_up(width, REF_MULTIPLE)), "edge", valid)
 
 
-def _published_scales(rgb: Array, config: AMSAConfig, canvas: tuple[int, int]) -> list[tuple[Array, Array]]:
+def prepare_scales(rgb: Array, config: AMSAConfig, canvas: tuple[int, int] | None) -> list[tuple[Array, Array]]:
+    """A reference in [0, 1], HWC -> for every scale ([1, 3, H, W] float32, valid int32 [1, 2]), see `prepare_scale`."""
+    scales = (prepare_scale(rgb, config, canvas, i) for i in range(config.ref_scales))
+    return [(scale.part(slice(0, scale.size[0]), slice(0, scale.size[1])), scale.valid) for scale in scales]
+
+
+def _published_scale(rgb: Array, config: AMSAConfig, canvas: tuple[int, int], index: int) -> ScalePicture:
     """The published protocol: 8 bits, cropped to multiples, each scale from the one before, zero-padded, all of it matchable."""
     crop = [side // REF_MULTIPLE * REF_MULTIPLE for side in rgb.shape[:2]]
     photo = Image.fromarray((rgb[: crop[0], : crop[1]] * 255 + 0.5).astype(np.uint8))
     height, width = float(photo.height), float(photo.width)
-    valid = np.array([[canvas[0] // SCALE, canvas[1] // SCALE]], np.int32)
+    for _ in range(index):
+        height, width = height * config.ref_factor, width * config.ref_factor
+        photo = photo.resize((int(width), int(height)), Image.Resampling.BICUBIC)
+    picture = np.asarray(photo, np.float32)[: photo.height // SCALE * SCALE, : photo.width // SCALE * SCALE] / 255
+    return ScalePicture(picture, canvas, "constant", np.array([[canvas[0] // SCALE, canvas[1] // SCALE]], np.int32))
+
+
+class RefScale(NamedTuple):
+    """A reference at one scale: the picture that `encode_ref` gets, and how much of its matching grid is picture."""
+
+    picture: tuple[int, int]
+    valid: tuple[int, int]
+
+
+def lr_and_scales(
+    config: AMSAConfig, lr_hw: tuple[int, int], *ref_hws: tuple[int, int]
+) -> tuple[tuple[int, int], list[RefScale]]:
+    """What the functions above make of pictures, from their (rows, columns) alone: LR's size, padded, and every reference at
+    every scale. AmsaError where a side is too small."""
+    for name, hw, least in (("LR", lr_hw, LR_MIN), *(("the reference", hw, REF_MIN) for hw in ref_hws)):
+        if min(hw) < least:
+            raise AmsaError(f"{name} is {hw[1]}x{hw[0]}; both sides must be at least {least}")
+    if config.published_protocol:
+        height, width = common_canvas(lr_hw, ref_hws)
+        grid = (height // SCALE, width // SCALE)
+        return grid, [RefScale((height, width), grid)] * (config.ref_scales * len(ref_hws))
     scales = []
-    for i in range(config.ref_scales):
-        if i > 0:
-            height, width = height * config.ref_factor, width * config.ref_factor
-            photo = photo.resize((int(width), int(height)), Image.Resampling.BICUBIC)
-        picture = np.asarray(photo, np.float32)[: photo.height // SCALE * SCALE, : photo.width // SCALE * SCALE] / 255
-        scales.append((to_nchw(picture, *canvas, "constant"), valid))
-    return scales
+    for hw in ref_hws:
+        for i in range(config.ref_scales):
+            height, width = (int(side * config.ref_factor**i) for side in hw)
+            picture = (round_up(height, REF_MULTIPLE), round_up(width, REF_MULTIPLE))
+            scales.append(RefScale(picture, (height // SCALE, width // SCALE)))
+    return (round_up(lr_hw[0], LR_MULTIPLE), round_up(lr_hw[1], LR_MULTIPLE)), scales

@@ -8,20 +8,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import AmsaError
-from ..stages import LR_MIN, REF_MIN, SCALE, VALUES
+from ..stages import LR_MIN, REF_MIN, SCALE
 from .backends import Backend, Execution, open_backend
 from .details import Details
-from .fusion import SKIP, fusion_weights, skip_lightest
+from .features import Encoder, LRFeatures, Reference, scale_sizes, sizes_to_encode
+from .fusion import SKIP, Map, fusion_weights, skip_lightest
 from .gpu.cuda import OutOfDeviceMemory
-from .images import Photo, from_array, require_size, resize_bicubic, to_array
-from .references import EncodedReference, EncodedScale, common_canvas, pad_edges, prepare_lr, prepare_scales
+from .images import PackedPhoto, Photo, from_array, require_size, resize_bicubic, to_array
+from .memory import Memory, OutOfMemory, is_out_of_memory, parse_bytes
+from .planning import SMALLEST_TILE, Plan, Planner, sizes_of
+from .ranking import Ranked, rank
+from .references import EncodedReference, common_canvas, pad_edges, prepare_lr
+from .restoration import Canvas, Matched, Order, SampleCanvas, TensorCanvas, colours, restore
+from .tiling import Window, cut
 
 Picture: TypeAlias = "NDArray[Any] | Image.Image"
 Progress: TypeAlias = "Callable[[int, int, str], None]"
@@ -33,7 +39,6 @@ EXACT_UP_TO = 1600
 channels in float, more with fewer or in int8 (`python benchmarks/matching.py exact`)."""
 TILE = 128
 """LR pixels on a side that are restored at a time; matching always sees the whole picture."""
-_SMALLEST_TILE = 16
 
 
 @dataclass
@@ -51,6 +56,18 @@ class Stats:
         self.calls[stage] = self.calls.get(stage, 0) + 1
 
 
+class History(Protocol):
+    """What a clip's frames take over from those before them, see `video/history.py`."""
+
+    def recall(
+        self, lr: NDArray[np.float32], matches: Sequence[NDArray[np.int32]], relevances: Sequence[Map]
+    ) -> tuple[Sequence[NDArray[np.int32]], Sequence[Map]]:
+        """Matches and relevances to use for the padded LR, from those just found, by reference and scale."""
+
+    def choose(self, weights: Sequence[Map], size: tuple[int, int], skip: float) -> list[Map | None]:
+        """Weights to restore with, as `fusion.skip_lightest` gives them."""
+
+
 class Upscaler:
     """Upscales photos x4 with the texture of reference photos.
 
@@ -64,8 +81,9 @@ class Upscaler:
         skip: how much the references that are not restored may weigh together (see `fusion.skip_lightest`); 0: all are restored.
             None: what is proven harmless for the variant, `fusion.SKIP`; `Stats` tells how many were restored.
         engines: TensorRT: folder that `amsa build -o` wrote to; None: beside the model.
-        max_device_memory: TensorRT: bytes that features, pictures and scratch memory may take on the GPU. Where tiles do not fit
-            they are made smaller, and that is told.
+        max_memory: bytes, or text such as "2GB", that the process may hold at most, and with TensorRT that features, pictures and
+            scratch may take on the GPU. None: what is free. Where it is short, the same picture is made in smaller tiles and
+            parts, and that is told. On the CPU it is planned for, not enforced; Linux only.
 
     Several threads may use one. Its methods return when their work is done.
 
@@ -82,26 +100,28 @@ class Upscaler:
         matching: str = "patchmatch",
         skip: float | None = None,
         engines: str | Path | None = None,
-        max_device_memory: int | None = None,
+        max_memory: int | str | None = None,
     ) -> None:
+        cap = None if max_memory is None else parse_bytes(max_memory)
         _check_settings(tile, matching, skip)
         if matching != "patchmatch" and backend == "tensorrt":
             raise AmsaError(f"matching {matching!r} has no CUDA kernel; with the tensorrt backend take 'patchmatch'")
-        self._use(open_backend(path, backend, threads, engines, max_device_memory), tile, matching, skip)
+        self._use(open_backend(path, backend, threads, engines, cap), tile, matching, skip, cap)
 
     @classmethod
     def on(cls, backend: Backend, tile: int = TILE, matching: str = "patchmatch", skip: float | None = None) -> Upscaler:
         """An upscaler on a backend that is open already."""
         _check_settings(tile, matching, skip)
         upscaler = cls.__new__(cls)
-        upscaler._use(backend, tile, matching, skip)
+        upscaler._use(backend, tile, matching, skip, None)
         return upscaler
 
-    def _use(self, backend: Backend, tile: int, matching: str, skip: float | None) -> None:
+    def _use(self, backend: Backend, tile: int, matching: str, skip: float | None, max_memory: int | None) -> None:
         self.backend_in_use = backend
         self.config = backend.config
         self.tile = tile
         self.matching = matching
+        self._planner = Planner(backend, tile, Memory(max_memory) if backend.device == "CPU" else None)
         self.skip = SKIP.get(self.config.variant, 0.0) if skip is None else skip
 
     @property
@@ -160,8 +180,31 @@ class Upscaler:
             if lr_size is None:
                 raise AmsaError("published models encode a reference for one LR size; give lr_size=(height, width)")
             canvas = common_canvas(lr_size, [(photo.height, photo.width)])
+        sizes = [size for size, _ in scale_sizes(self.config, (photo.height, photo.width), canvas)]
+        mine = canvas, self.config, self.backend_in_use.precision, self.backend_in_use.name
+        if not self._planner.keeps(sizes):
+            warnings.warn(f"{name}: its features do not fit into memory; they are made again for every picture", stacklevel=2)
+            return EncodedReference([], *mine, photo.rgb)
         with self.backend_in_use.call() as on:
-            return self._encode(on, photo, canvas, None, _Steps(None, 0))
+            plan = self._planner.plan(on, (LR_MIN, LR_MIN), sizes, 0)
+            encoder = self._encoder(on, canvas, plan, None, _Steps(None, 0))
+            scales = [reference.features.encoded() for reference in encoder.references(photo.rgb)]
+            self._planner.end(plan)
+        return EncodedReference(scales, *mine)
+
+    def rank_references(self, lr: Picture, refs: Sequence[Picture | str | Path]) -> list[Ranked]:
+        """Say which of many photos would serve a picture best, from thumbnails of them: far cheaper than to use them all.
+
+        Args:
+            lr: as for `upscale`.
+            refs: pictures likewise, or paths of picture files, of which only thumbnails are kept in memory. Those that cannot be
+                read, or are under 64 pixels a side, are left out with a warning.
+
+        Returns:
+            (index into `refs`, mean relevance of the thumbnail) of each, the best first.
+        """
+        candidates = [r if isinstance(r, str | Path) else from_array(r, f"reference {i + 1}") for i, r in enumerate(refs)]
+        return rank(self.backend_in_use, from_array(lr, "LR"), candidates)
 
     def upscale_tensor(self, lr: Any, refs: Sequence[EncodedReference], *, seed: int = 0) -> Any:
         """Upscale a picture that is a tensor already, as in a pipeline of your own; on the GPU it never leaves device memory.
@@ -188,9 +231,14 @@ class Upscaler:
             shape = tuple(tensor.shape)
             if len(shape) != 4 or shape[:2] != (1, 3) or min(shape[2:]) < LR_MIN or tensor.dtype != np.float32:
                 raise AmsaError(f"LR is {tensor.dtype} {shape}; it must be float32 (1, 3, h, w), sides from {LR_MIN}")
-            scales = [scale for ref in refs for scale in ref.scales]
+            size, padded = (shape[2], shape[3]), pad_edges(on, tensor)
             steps = _Steps(None, 0)
-            return self._upscale(on, pad_edges(on, tensor), (shape[2], shape[3]), scales, seed, None, steps)
+            plan = self._planner.plan(on, sizes_of(padded.shape), sizes_to_encode(self.config, refs, None), 0)
+            references = self._encoder(on, None, plan, None, steps).all_references(refs)
+            canvas = TensorCanvas(on, size)
+            self._upscale(on, padded, size, references, canvas, seed, plan, None, steps)
+            self._planner.end(plan)
+            return canvas.sr
 
     def upscale_photo(
         self,
@@ -202,6 +250,7 @@ class Upscaler:
         progress: Progress | None = None,
         stats: Stats | None = None,
         details: Details | None = None,
+        history: History | None = None,
     ) -> Photo:
         """Upscale a photo x4; alpha, bit depth, grayness, ICC profile and EXIF follow the LR photo.
 
@@ -213,6 +262,7 @@ class Upscaler:
             progress: called before every step.
             stats: seconds per stage are added to it. On a GPU that means to wait after every stage.
             details: matches, relevances and weights are added to it.
+            history: of the frames before this one, in a clip.
         """
         names = names or ["LR", *(f"reference {i + 1}" for i in range(len(refs)))]
         if not refs:
@@ -224,76 +274,111 @@ class Upscaler:
                 require_size(ref, name, REF_MIN)
         canvas = self._canvas((lr.height, lr.width), refs)
         count = self.config.ref_scales * len(refs)
-        to_encode = self.config.ref_scales * sum(isinstance(ref, Photo) for ref in refs)
-        tiles = len(list(_tiles(lr.height, lr.width, self.tile)))
-        steps = _Steps(progress, 1 + to_encode + count + tiles * count)
+        to_encode = sizes_to_encode(self.config, refs, canvas)
+        steps = _Steps(progress, 1 + len(to_encode) + count + len(self._tiles(lr.height, lr.width, self.tile)) * count)
 
         with self.backend_in_use.call() as on:
-            scales: list[EncodedScale] = []
-            for ref in refs:
-                scales += (self._encode(on, ref, canvas, stats, steps) if isinstance(ref, Photo) else ref).scales
             with _timed(stats, "prepare"):
                 prepared = prepare_lr(lr.rgb, canvas)
             padded = on.to_device(prepared)
             if details is not None:
                 details.ref_scales, details.canvas = self.config.ref_scales, canvas
-            sr = on.to_host(self._upscale(on, padded, (lr.height, lr.width), scales, seed, stats, steps, details))
-        return _result(lr, sr[0].transpose(1, 2, 0))
+            plan = self._planner.plan(on, sizes_of(padded.shape), to_encode, lr.bits // 8)
+            references = self._encoder(on, canvas, plan, stats, steps).all_references(refs)
+            sr = SampleCanvas(on, lr) if plan.tight else TensorCanvas(on, (lr.height, lr.width))
+            self._upscale(on, padded, (lr.height, lr.width), references, sr, seed, plan, stats, steps, details, history)
+            self._planner.end(plan)
+            tensor = on.to_host(sr.sr) if isinstance(sr, TensorCanvas) else None
+        alpha = None
+        if lr.alpha is not None:
+            alpha = np.clip(resize_bicubic(lr.alpha, SCALE * lr.height, SCALE * lr.width), 0, 1)
+        if isinstance(sr, SampleCanvas):
+            return PackedPhoto(sr.samples, alpha, lr.icc, lr.exif)
+        return Photo(colours(tensor[0].transpose(1, 2, 0), lr.gray), alpha, lr.gray, lr.bits, lr.icc, lr.exif)
 
     def _upscale(
         self,
         on: Execution,
         lr: Any,
         size: tuple[int, int],
-        scales: Sequence[EncodedScale],
+        references: Sequence[Reference],
+        canvas: Canvas,
         seed: int,
+        plan: Plan,
         stats: Stats | None,
         steps: _Steps,
         details: Details | None = None,
-    ) -> Any:
-        """From the padded LR, of which `size` is picture, to SR [1, 3, 4*h, 4*w]; all on the backend's device."""
+        history: History | None = None,
+    ) -> None:
+        """From the padded LR, of which `size` is picture, to SR on the canvas; all on the backend's device."""
+
+        def run(stage: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+            return self._run(on, stage, inputs, stats)
+
         steps.next("reading the LR picture")
-        lr_features = self._run(on, "encode_lr", {"lr": lr}, stats)
-        content = lr_features.pop("content")
+        lr_size = sizes_of(lr.shape)
+        lr_features = LRFeatures(lr, self.config, lambda part: run("encode_lr", {"lr": part}), *plan.lr_parts(lr_size))
         matches, relevances = [], []
-        for i, scale in enumerate(scales):
-            steps.next(f"matching {i + 1} of {len(scales)}")
-            keys = {k: v for k, v in scale.tensors.items() if k.startswith("key_")}
-            sizes = {"valid": on.to_device(scale.valid), "seed": on.to_device(np.array([seed], np.int32))}
-            found = self._run(on, self._matching_stage(scale), {**lr_features, **keys, **sizes}, stats)
+        for i, reference in enumerate(references):
+            keys = reference.features.keys()
+            plan.check_match(lr_size, reference.size)
+            steps.next(f"matching {i + 1} of {len(references)}")
+            sizes = {"valid": on.to_device(reference.features.valid), "seed": on.to_device(np.array([seed], np.int32))}
+            found = run(self._matching_stage(reference), {**lr_features.queries, **keys, **sizes})
             matches.append(found["match"])
             relevances.append(found["relevance"])
-        on_host = [on.to_host(relevance) for relevance in relevances]
+            del keys
+            reference.features.drop_keys()
+            if not plan.keeps_values(lr_size, references[i + 1].size if i + 1 < len(references) else None):
+                reference.features.drop_values()
+        lr_features.queries.clear()
+        on_host: Sequence[Map] = [on.to_host(relevance) for relevance in relevances]
+        choose = skip_lightest
+        if history is not None:
+            choose = history.choose
+            recalled, on_host = history.recall(on.to_host(lr), [on.to_host(match) for match in matches], on_host)
+            matches = [on.to_device(match) for match in recalled]
         with _timed(stats, "fusion"):
             weights = fusion_weights(on_host, self.config.sharpness)
-            shares = skip_lightest(weights, size, self.skip)
+            shares = choose(weights, size, self.skip)
         if details is not None:
             for match, relevance, share in zip(matches, on_host, shares, strict=True):
                 details.add(size, on.to_host(match), relevance, share)
         needed = [i for i, share in enumerate(shares) if share is not None]
+        kept = {references[i].features.store for i in needed}
+        for reference in references:
+            if reference.features.store not in kept:
+                reference.features.drop_values()
         if stats is not None:
-            stats.matched, stats.restored = stats.matched + len(scales), stats.restored + len(needed)
-        steps.leave_out(len(list(_tiles(*size, self.tile))) * (len(scales) - len(needed)))
-        maps = [on.to_device(np.ascontiguousarray(shares[i])) for i in needed]
-        matches, scales = [matches[i] for i in needed], [scales[i] for i in needed]
+            stats.matched, stats.restored = stats.matched + len(references), stats.restored + len(needed)
+        maps = (on.to_device(np.ascontiguousarray(shares[i])) for i in needed)
+        restored = [Matched(references[i].features, matches[i], weight) for i, weight in zip(needed, maps, strict=True)]
+        del matches, relevances, on_host, weights, shares
 
         tile = self.tile
-        sr = on.empty((1, 3, SCALE * size[0], SCALE * size[1]), np.float32)
+        planned = len(self._tiles(*size, tile))
+        order = plan.order(size, lr_features, [references[i] for i in needed])
+        steps.leave_out(planned * len(references) - len(order.windows) * len(needed))
         while True:
             try:
-                for part in _tiles(*size, tile):
-                    self._restore_tile(on, part, sr, lr, content, matches, maps, scales, stats, steps)
-                return sr
-            except OutOfDeviceMemory as e:
-                if tile <= _SMALLEST_TILE:
+                restore(on, self.config, run, lr, lr_features, restored, order, canvas, steps.next)
+                return
+            except (OutOfDeviceMemory, OutOfMemory) as e:
+                tile = min(tile, max(size))
+                if tile <= SMALLEST_TILE:
                     raise
                 reason = str(e)
             # The picture stays the same, whatever the tiles.
-            tile = max(_SMALLEST_TILE, min(tile, max(size)) // 2)
+            tile = max(SMALLEST_TILE, tile // 2)
             warnings.warn(f"restoring again in tiles of {tile} LR pixels: {reason}", stacklevel=3)
+            order = Order(self._tiles(*size, tile), 1, order.keep)
 
-    def _matching_stage(self, scale: EncodedScale) -> str:
-        exact = self.matching == "exact" or (self.matching == "auto" and int(scale.valid.prod()) <= EXACT_UP_TO)
+    def _tiles(self, height: int, width: int, tile: int) -> Sequence[Window]:
+        return cut(height, width, self.config.halo, side=tile + 2 * self.config.halo)
+
+    def _matching_stage(self, reference: Reference) -> str:
+        positions = int(reference.features.valid.prod())
+        exact = self.matching == "exact" or (self.matching == "auto" and positions <= EXACT_UP_TO)
         return "match_exact" if exact else "match"
 
     def _canvas(self, lr_size: tuple[int, int], refs: Sequence[Photo | EncodedReference]) -> tuple[int, int] | None:
@@ -313,69 +398,23 @@ class Upscaler:
                 raise AmsaError(f"a reference was encoded for {ref.canvas}; this picture needs {canvas}: encode it again")
         return canvas
 
-    def _encode(
-        self, on: Execution, photo: Photo, canvas: tuple[int, int] | None, stats: Stats | None, steps: _Steps
-    ) -> EncodedReference:
-        scales: list[EncodedScale] = []
-        with _timed(stats, "prepare"):
-            prepared = prepare_scales(photo.rgb, self.config, canvas)
-        for i, (picture, valid) in enumerate(prepared):
-            steps.next(f"reading a reference at scale {self.config.ref_factor**i:.2f}")
-            tensors: Mapping[str, Any] = self._run(on, "encode_ref", {"ref": on.to_device(picture)}, stats)
-            if canvas is not None and scales:  # the published protocol takes the values of scale 0 for every scale
-                tensors = {k: v if k.startswith("key_") else scales[0].tensors[k] for k, v in tensors.items()}
-            scales.append(EncodedScale(tensors, valid))
-        return EncodedReference(scales, canvas, self.config, self.backend_in_use.precision, self.backend_in_use.name)
+    def _encoder(self, on: Execution, canvas: tuple[int, int] | None, plan: Plan, stats: Stats | None, steps: _Steps) -> Encoder:
+        def encode(picture: Any) -> Mapping[str, Any]:
+            return self._run(on, "encode_ref", {"ref": on.to_device(picture)}, stats)
 
-    def _restore_tile(
-        self,
-        on: Execution,
-        tile: tuple[slice, slice],
-        sr: Any,
-        lr: Any,
-        content: Any,
-        matches: Sequence[Any],
-        weights: Sequence[Any],
-        scales: Sequence[EncodedScale],
-        stats: Stats | None,
-        steps: _Steps,
-    ) -> None:
-        """Restore and finish one tile, with its halo, from every reference; write the tile itself into `sr`."""
-        rows, cols = (
-            slice(max(0, part.start - self.config.halo), min(whole // SCALE, part.stop + self.config.halo))
-            for part, whole in zip(tile, sr.shape[2:], strict=True)
-        )
-        every = slice(None)
-        part_of_content = content[every, every, rows, cols]
-        sides = tuple(SCALE * side for side in part_of_content.shape[2:])
-        accumulator = on.zeros((1, self.config.channels[-1], *sides), part_of_content.dtype)
-        for i, (match, weight, scale) in enumerate(zip(matches, weights, scales, strict=True)):
-            steps.next(f"restoring from {i + 1} of {len(scales)}")
-            inputs: dict[str, Any] = {
-                "content": part_of_content,
-                "match": match[every, every, rows.start : rows.stop + 2, cols.start : cols.stop + 2],
-                "weight": weight[every, every, rows, cols],
-                "accumulator": accumulator,
-            }
-            for name, tensor in scale.tensors.items():
-                if name in VALUES:
-                    inputs[name] = tensor
-                elif name.startswith("warp_mask_"):
-                    s = int(name.removeprefix("warp_mask_"))
-                    inputs[name] = tensor[every, every, s * rows.start : s * rows.stop, s * cols.start : s * cols.stop]
-            accumulator = self._run(on, "restore", inputs, stats)["accumulator_out"]
-        finished = self._run(on, "finish", {"accumulator": accumulator, "lr": lr[every, every, rows, cols]}, stats)["sr"]
-        target = sr[every, every, _times(tile[0]), _times(tile[1])]
-        top, left = SCALE * (tile[0].start - rows.start), SCALE * (tile[1].start - cols.start)
-        on.copy(target, finished[every, every, top : top + target.shape[2], left : left + target.shape[3]])
+        return Encoder(self.config, canvas, plan.ref_part, encode, lambda: _timed(stats, "prepare"), steps.next)
 
     def _run(self, on: Execution, stage: str, inputs: Mapping[str, Any], stats: Stats | None) -> dict[str, Any]:
-        if stats is None:
-            return on.run(stage, inputs)
         begin = time.perf_counter()
-        outputs = on.run(stage, inputs)
-        on.synchronize()
-        stats.add(stage, time.perf_counter() - begin)
+        try:
+            outputs = on.run(stage, inputs)
+        except Exception as e:  # onnxruntime's exceptions share no base class but Exception
+            if not is_out_of_memory(e):
+                raise
+            raise OutOfMemory(f"not enough memory to run {stage}; take smaller pictures or fewer references") from e
+        if stats is not None:
+            on.synchronize()
+            stats.add(stage, time.perf_counter() - begin)
         return outputs
 
 
@@ -416,23 +455,3 @@ def _check_settings(tile: int, matching: str, skip: float | None) -> None:
 def _check_seed(seed: int) -> None:
     if not 0 <= seed < 2**31:
         raise AmsaError(f"seed is {seed}; it must be from 0 to {2**31 - 1}")
-
-
-def _tiles(height: int, width: int, size: int) -> Iterator[tuple[slice, slice]]:
-    for top in range(0, height, size):
-        for left in range(0, width, size):
-            yield slice(top, min(top + size, height)), slice(left, min(left + size, width))
-
-
-def _times(part: slice) -> slice:
-    return slice(SCALE * part.start, SCALE * part.stop)
-
-
-def _result(lr: Photo, sr: NDArray[np.float32]) -> Photo:
-    rgb = np.clip(sr, 0, 1)
-    if lr.gray:
-        rgb = np.repeat(rgb.mean(2, keepdims=True), 3, 2)
-    alpha = None
-    if lr.alpha is not None:
-        alpha = np.clip(resize_bicubic(lr.alpha, SCALE * lr.height, SCALE * lr.width), 0, 1)
-    return Photo(rgb=rgb, alpha=alpha, gray=lr.gray, bits=lr.bits, icc=lr.icc, exif=lr.exif)

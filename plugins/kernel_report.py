@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from .gpus import RTX_2080_TI, Gpu
 from .nvrtc import ARCHITECTURES, KernelError, compile_cubin, kernel_sources, wheel_file
 from .patch_match.plan import ROUNDS
 from .workloads import Work, workloads
@@ -186,26 +187,13 @@ def failures(kernels: list[KernelFigures], expectations: dict[str, Expectation] 
     return found
 
 
-@dataclass(frozen=True)
-class Device:
-    """A GPU's published figures: its memory's bandwidth in bytes/s, and FLOP/s in single precision; half precision has twice."""
-
-    name: str
-    bandwidth: float
-    fp32: float
-
-
-# 68 multiprocessors of 64 lanes, a multiply-add per lane and cycle, boost clock in Hz
-RTX_2080_TI = Device("RTX 2080 Ti", bandwidth=616e9, fp32=68 * 64 * 2 * 1.545e9)
-
-
-def roofline(nbytes: float, flops: float, device: Device = RTX_2080_TI) -> tuple[float, float, float]:
+def roofline(nbytes: float, flops: float, device: Gpu = RTX_2080_TI) -> tuple[float, float, float]:
     """Least seconds for a launch's memory traffic, and for its arithmetic in single and in half precision. The launch takes at
     least the larger of memory and arithmetic. `nbytes` counts each byte once: the caches are taken to catch what repeats."""
     return nbytes / device.bandwidth, flops / device.fp32, flops / device.fp32 / 2
 
 
-def roofline_table(work: Iterable[Work], device: Device = RTX_2080_TI) -> str:
+def roofline_table(work: Iterable[Work], device: Gpu = RTX_2080_TI) -> str:
     """A line per kernel, over all its launches, and their sum. The least time is that with single-precision arithmetic."""
     sums: dict[str, list[float]] = {}
     for kernel, nbytes, flops in work:

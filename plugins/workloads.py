@@ -28,7 +28,9 @@ def launch_work(launch: Launch, item: int) -> Work:
         outputs = 9 * p.c * p.height * p.width
         learned = (27 if p.with_offsets else 9) * p.groups * p.height * p.width
         field = 8 * (p.height // p.scale + 2) * (p.width // p.scale + 2)
-        return kernel, item * (p.rows * p.cols * p.c + learned + outputs) + field, 8 * outputs  # four corners
+        # A tile, or a picture smaller than the reference, reads a part of it: samples of neighbours are neighbours, mostly.
+        value = p.c * min(p.rows * p.cols, p.height * p.width)
+        return kernel, item * (value + learned + outputs) + field, 8 * outputs  # four corners
     assert isinstance(p, MatchParams)
     positions, ref, query = p.height * p.width, p.ref_rows * p.ref_cols, p.query_rows * p.query_cols
     size, c = (1, p.c_int8) if "int8" in kernel else (item, p.c)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from .browser import browser, open_page  # noqa: F401  (fixtures)
+
 if TYPE_CHECKING:
     from torch import Tensor
 

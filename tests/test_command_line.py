@@ -106,7 +106,7 @@ def test_upscale_for_machines(run: Run, photos: Path) -> None:
     code, out, err = run("upscale", photos / "lr.png", *refs, "-o", photos / "sr.tif", "--json", "--seed", 7)
     report = json.loads(out)
     assert (code, report["width"], report["height"], report["backend"]) == (0, 80, 64, "onnxruntime")
-    assert set(report["seconds"]) == {"encode_lr", "encode_ref", "match", "restore", "finish", "total"}
+    assert set(report["seconds"]) == {"prepare", "encode_lr", "encode_ref", "match", "fusion", "restore", "finish", "total"}
     assert err == ""
 
 

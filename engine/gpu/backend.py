@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from .cuda import Cuda, CudaError, open_cuda
 from .engines import Engines, find_engines
 from .graphs import Graphs
 from .lane import Lane
+from .layers import Report, layer_profiler
 from .memory import Budget
 
 
@@ -51,6 +53,7 @@ class TensorRTBackend:
         self._engines = Engines(self._trt, found, folder)
         self.budget = Budget(max_memory, self._close_idle)
         self._idle: list[Lane] = []
+        self._profiler: Callable[[str], Any] | None = None
         self._lock = threading.Lock()
         weakref.finalize(self, _end, self._cuda, self._idle, self._engines)
 
@@ -76,8 +79,14 @@ class TensorRTBackend:
             self._engines.save_caches()
 
     def _new_lane(self) -> Lane:
-        graphs = Graphs(self._cuda) if self._own_graphs else None
-        return Lane(self._trt, self._cuda, self._engines, self.budget, graphs)
+        graphs = Graphs(self._cuda) if self._own_graphs and self._profiler is None else None
+        return Lane(self._trt, self._cuda, self._engines, self.budget, graphs, self._profiler)
+
+    def tell_layers(self, report: Report) -> None:
+        """From the next call on, `report` is told every layer that ran. No CUDA graphs are made then, and each stage is waited
+        for: that is for looking inside, not for speed."""
+        self.close()
+        self._profiler = partial(layer_profiler, self._trt, report)
 
     def close(self) -> None:
         """Give device memory back, but for what references still hold. The backend can be used again."""

@@ -87,16 +87,18 @@ class StageEngine:
         if cache is not None:
             self._runtime_config = engine.create_runtime_config()
             self._runtime_config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-            # TensorRT-RTX swaps kernels for faster ones while it runs; only its own capture knows when.
-            self._runtime_config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             self._runtime_cache = self._runtime_config.create_runtime_cache()
             if cache.exists() and not self._runtime_cache.deserialize(cache.read_bytes()):
                 warnings.warn(f"{cache}: not a cache of this driver and GPU; kernels are compiled again", stacklevel=2)
             self._runtime_config.set_runtime_cache(self._runtime_cache)
 
-    def context(self) -> Any:
-        """A new execution context, which takes its scratch memory from us."""
+    def context(self, layer_by_layer: bool = False) -> Any:
+        """A new execution context, which takes its scratch memory from us; `layer_by_layer`: one that makes no CUDA graphs."""
         if self._runtime_config is not None:
+            strategies = self._trt.CudaGraphStrategy
+            # TensorRT-RTX swaps kernels for faster ones while it runs; only its own capture knows when.
+            strategy = strategies.DISABLED if layer_by_layer else strategies.WHOLE_GRAPH_CAPTURE
+            self._runtime_config.cuda_graph_strategy = strategy
             context = self.engine.create_execution_context(self._runtime_config)
         else:
             context = self.engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)

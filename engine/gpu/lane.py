@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,12 @@ from .memory import Budget, DeviceArray, Pool, Staging, copy_on_device, whole
 
 
 class _Context:
-    """An execution context, and what is known of it for the shapes it is set to."""
+    """An execution context, and what is known of it for the shapes it is set to. `profiler`: an IProfiler for its layers."""
 
-    def __init__(self, engine: StageEngine) -> None:
-        self.context = engine.context()
+    def __init__(self, engine: StageEngine, profiler: Any = None) -> None:
+        self.context = engine.context(layer_by_layer=profiler is not None)
+        if profiler is not None:
+            self.context.profiler = self.profiler = profiler  # TensorRT keeps no reference
         self.shapes: tuple[Shape, ...] = ()
         self.outputs: dict[str, Shape] = {}
         self.scratch = 0
@@ -35,10 +37,19 @@ class Lane:
         engines: the model's.
         budget: of device memory, shared with the other lanes.
         graphs: CUDA graphs, or None where TensorRT makes its own.
+        profiler: makes a stage's IProfiler; None: layers are not timed.
     """
 
-    def __init__(self, trt: Any, cuda: Cuda, engines: Engines, budget: Budget, graphs: Graphs | None) -> None:
-        self._trt, self._cuda, self._engines, self._graphs = trt, cuda, engines, graphs
+    def __init__(
+        self,
+        trt: Any,
+        cuda: Cuda,
+        engines: Engines,
+        budget: Budget,
+        graphs: Graphs | None,
+        profiler: Callable[[str], Any] | None = None,
+    ) -> None:
+        self._trt, self._cuda, self._engines, self._graphs, self._profiler = trt, cuda, engines, graphs, profiler
         self.stream = cuda.stream()
         self.pool = Pool(cuda, self.stream, budget)
         self._staging = Staging(cuda)
@@ -84,7 +95,7 @@ class Lane:
         shapes = tuple(array.shape for array in given.values())
         state = self._contexts.get(stage)
         if state is None:
-            state = self._contexts[stage] = _Context(engine)
+            state = self._contexts[stage] = _Context(engine, self._profiler(stage) if self._profiler else None)
         self._set_shapes(state, engine, shapes)
         outputs = {name: self.empty(shape, engine.dtypes[name]) for name, shape in state.outputs.items()}
         scratch = self.pool.take(state.scratch) if state.scratch else None

@@ -14,6 +14,7 @@ from amsa.engine.images import (
     Photo,
     check_format,
     check_writable,
+    encode_photo,
     from_array,
     read_photo,
     require_size,
@@ -505,6 +506,22 @@ def test_mutated_files_give_a_photo_or_an_error(save, kind):
         assert all(str(path) in str(warning.message) for warning in caught)  # ours, not Pillow's
     assert messages
     assert all(message.isprintable() for message in messages)
+
+
+def test_a_content_in_memory_is_read_and_made_as_a_file_is(tmp_path):
+    photo = from_array(noise((5, 7, 4), np.uint16))
+    for name in ("photo.png", "photo.tif"):
+        write_photo(tmp_path / name, photo)
+        content = (tmp_path / name).read_bytes()
+        assert encode_photo(f"no/such/folder/{name}", photo) == content
+        read = read_photo("no/such/file", content=content)
+        np.testing.assert_array_equal(to_array(read), to_array(read_photo(tmp_path / name)))
+    half = encode_photo("a.png", photo)[:100]
+    for wrong, words in ((b"", "LR is empty"), (b"hello", "LR is damaged or no picture"), (half, "LR is cut short")):
+        with pytest.raises(AmsaError, match=words):
+            read_photo("LR", content=wrong)
+    with pytest.raises(AmsaError, match="LR is 7x5 pixels; at most 3e-05 megapixels"):
+        read_photo("LR", content=encode_photo("a.png", photo), max_pixels=30)
 
 
 # ---------------------------------------------------------------------------------------------------------- writing

@@ -162,7 +162,7 @@ def test_padding_is_never_matched(upscaler: Upscaler) -> None:
 
 
 def test_tiles_change_nothing(small: Path) -> None:
-    # the halo is 28 pixels: the middle ones of six tiles see neither end
+    # the halo is 28 pixels: the middle one of three tiles sees neither end
     lr, refs = from_array(picture(96, 16)), [from_array(picture(64, 64, 1))]
     whole = Upscaler(small, tile=128).upscale_photo(lr, refs).rgb
     tiled = Upscaler(small, tile=16).upscale_photo(lr, refs).rgb
@@ -183,7 +183,7 @@ def test_progress_counts_every_step_once(upscaler: Upscaler) -> None:
     upscaler.upscale_photo(lr, refs, progress=lambda *call: calls.append(call), stats=stats)
     # 1 LR, and for 2 photos at 2 scales: reading, matching, restoring
     assert [(done, total) for done, total, _ in calls] == [(i, 13) for i in range(13)]
-    assert set(stats.seconds) == {"encode_ref", "encode_lr", "match", "restore", "finish"}
+    assert set(stats.seconds) == {"prepare", "encode_ref", "encode_lr", "match", "fusion", "restore", "finish"}
     assert all(s > 0 for s in stats.seconds.values())
 
 
@@ -364,8 +364,8 @@ def test_a_tile_has_pixels(small: Path, tile: int) -> None:
 def test_progress_counts_tiles_and_spares_encoded_references(small: Path) -> None:
     upscaler, calls = Upscaler(small, tile=10, skip=0), []
     refs = [upscaler.encode_reference(picture(64, 64, 1)), from_array(picture(64, 96, 2))]
-    upscaler.upscale_photo(from_array(picture(20, 17)), refs, progress=lambda *call: calls.append(call))
-    # 1 LR, 2 scales to read of the photo, 4 to match, and 4 tiles of each
+    upscaler.upscale_photo(from_array(picture(70, 68)), refs, progress=lambda *call: calls.append(call))
+    # 1 LR, 2 scales to read of the photo, 4 to match, and 4 tiles of each: a halo of 28 pixels on the inner sides
     assert [(done, total) for done, total, _ in calls] == [(i, 23) for i in range(23)]
     assert [sum(what in c[2] for c in calls) for what in ("reading a reference", "matching", "restoring")] == [2, 4, 16]
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...config import AMSAConfig
-from ...engine.references import common_canvas, round_up
+from ...engine.references import lr_and_scales, round_up
 from ...errors import AmsaError
 from ...plugins.patch_match.schedule import TAPS, steps
-from ...stages import KEY_LEVELS, LR_MIN, LR_MULTIPLE, REF_MIN, REF_MULTIPLE, SCALE
+from ...stages import KEY_LEVELS, LR_MULTIPLE, SCALE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -131,30 +131,6 @@ def paper_table2() -> dict[str, Table2Row]:
 
 
 # ------------------------------------------------------------------------------------------------ a network's stages
-
-
-class RefScale(NamedTuple):
-    """A reference at one scale: the picture that `encode_ref` gets, and how much of its matching grid is picture."""
-
-    picture: Size
-    valid: Size
-
-
-def lr_and_scales(config: AMSAConfig, lr_hw: Size, ref_hw: Size) -> tuple[Size, list[RefScale]]:
-    """The sizes that the runtime makes (engine/references.py): LR, padded, and the reference at every scale."""
-    for name, hw, least in (("LR", lr_hw, LR_MIN), ("the reference", ref_hw, REF_MIN)):
-        if min(hw) < least:
-            raise AmsaError(f"{name} is {hw[1]}x{hw[0]}; both sides must be at least {least}")
-    if config.published_protocol:
-        height, width = common_canvas(lr_hw, [ref_hw])
-        grid = (height // SCALE, width // SCALE)
-        return grid, [RefScale((height, width), grid)] * config.ref_scales
-    scales = []
-    for i in range(config.ref_scales):
-        height, width = (int(side * config.ref_factor**i) for side in ref_hw)
-        picture = (round_up(height, REF_MULTIPLE), round_up(width, REF_MULTIPLE))
-        scales.append(RefScale(picture, (height // SCALE, width // SCALE)))
-    return (round_up(lr_hw[0], LR_MULTIPLE), round_up(lr_hw[1], LR_MULTIPLE)), scales
 
 
 @dataclass(frozen=True)

@@ -264,7 +264,7 @@ def test_smaller_tiles_where_memory_is_short(opened: Callable[..., Upscaler], on
     whole = upscaler.upscale_photo(lr, [ref])
     assert same(whole, on_cpu.upscale_photo(lr, [ref]))
     peak = upscaler.backend_in_use.memory["peak"]
-    capped = opened(lr="16x16/32x32/160x64", max_device_memory=int(0.6 * peak))
+    capped = opened(lr="16x16/32x32/160x64", max_memory=int(0.6 * peak))
     with pytest.warns(
         UserWarning, match=r"restoring again in tiles of (64|32|16) LR pixels: not enough device memory: the cap of"
     ):

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from amsa import cli
 from amsa.config import AMSAConfig
-from amsa.engine.references import common_canvas, prepare_lr, prepare_scales
+from amsa.engine.references import common_canvas, lr_and_scales, prepare_lr, prepare_scales
 from amsa.errors import AmsaError
 from amsa.model.matching import initial_matches
 from amsa.plugins.patch_match.reference import Patches, patch_match
 from amsa.training.evaluation.complexity import (
     count_macs,
     enumerated_macs,
-    lr_and_scales,
     network_macs,
     paper_table2,
     parse_size,

@@ -1,0 +1,1 @@
+"""`amsa serve`: a page and an HTTP API around one `Upscaler`."""

@@ -1,0 +1,97 @@
+"""`amsa upscale` of a clip."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import pytest
+from PIL import Image
+
+from .clips import make_clip, pictures
+
+
+def amsa(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "amsa", "upscale", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """With clip.mp4 (3 frames of 32x24) and ref.png."""
+    make_clip(tmp_path / "clip.mp4", pictures(3), sound=True)
+    Image.fromarray(pictures(1, 64, 72, seed=1)[0]).save(tmp_path / "ref.png")
+    return tmp_path
+
+
+def test_a_clip(folder: Path) -> None:
+    done = amsa("clip.mp4", "ref.png", "-o", "out.mkv", "--codec", "hevc", "--crf", 30, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("out.mkv: 128x96, 3 frames in ")
+    assert "backend: onnxruntime" in done.stderr
+    with av.open(str(folder / "out.mkv")) as container:
+        assert [s.codec_context.name for s in container.streams] == ["hevc", "aac"]
+
+
+def test_for_machines(folder: Path) -> None:
+    done = amsa("clip.mp4", "ref.png", "-o", "out.mp4", "--json", cwd=folder)
+    report = json.loads(done.stdout)
+    assert (report["width"], report["height"], report["frames"], report["resumed"]) == (128, 96, 3, 0)
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("clip.mp4", "ref.png", "-o", "out.png"), "names no video format"),
+        (("clip.mp4", "-o", "out.mp4"), "no reference photo"),
+        (("clip.mp4", "ref.png", "-o", "out.mp4", "--explain", "maps"), "--explain: for one picture, and clip.mp4 is a clip"),
+        (("clip.mp4", "ref.png", "-o", "out.mp4", "--stats"), "--stats: for one picture"),
+        (("ref.png", "ref.png", "-o", "out.png", "--crf", 3), "--crf: for a clip, and ref.png is none"),
+        (("absent.mp4", "ref.png", "-o", "out.mp4"), "absent.mp4 does not exist"),
+    ],
+)
+def test_refused(folder: Path, arguments: tuple[object, ...], words: str) -> None:
+    before = sorted(folder.iterdir())
+    done = amsa(*arguments, cwd=folder)
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("backend: ")]
+    assert (done.returncode, len(errors)) == (2, 1), done.stderr
+    assert errors[0].startswith("error: ")
+    assert words in errors[0]
+    assert sorted(folder.iterdir()) == before
+
+
+def test_interrupted(folder: Path) -> None:
+    """Ctrl-C after the first segment: it says that the same command goes on, and that does."""
+    make_clip(folder / "clip.mp4", pictures(60, 16, 16))
+    command = [sys.executable, "-m", "amsa", "upscale", "clip.mp4", "ref.png", "-o", "out.mp4"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=folder)
+    while not (folder / "out.mp4.amsa" / "segment_0000.nut").exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGINT)
+    _, told = process.communicate()
+    assert process.returncode == 130
+    assert "interrupted; the same command goes on from the last segment" in told
+    done = amsa("clip.mp4", "ref.png", "-o", "out.mp4", cwd=folder)
+    assert "60 frames, 48 of them done before in " in done.stdout
+
+
+def test_without_pyav(folder: Path) -> None:
+    program = (
+        "import sys\n"
+        "sys.modules['av'] = None\n"
+        "from amsa import AmsaError\n"
+        "try:\n"
+        "    import amsa.engine.video\n"
+        "except AmsaError as e:\n"
+        "    print(e)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "video needs PyAV; install it with: pip install 'amsa[video]'\n"
