@@ -1,9 +1,9 @@
 """How well and how fast references are ranked: `python benchmarks/ranking.py FOLDER PHOTOS`.
 
 FOLDER is the model card's (`castle/`, four views of a scene, and `set14/`), PHOTOS holds unrelated photos, of which 200 are
-candidates beside the other views of the castle and the Set14 photos turned, enlarged and recoloured. Of LR pictures that show all
-of a photo or a part: how often another view comes first, and among the first four. Then CPU and wall seconds to rank the unrelated
-photos as files, and to upscale 128x96 with one of 512x384.
+candidates beside the other views of the castle and the Set14 photos turned, enlarged and recoloured. Of LR pictures that show
+all of a photo or a part: how often another view comes first, and among the first four. Then CPU and wall seconds to rank the
+unrelated photos as files, and to upscale 128x96 with one of 512x384.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def profile(
     """Measure where time and memory go, against PyTorch or other models. Exit code 1: one of them could not be measured."""
     from ..config import VARIANTS
     from ..engine.profiling.contenders import Contender, opponents, write_untrained
-    from ..engine.profiling.estimate import estimate, find_gpu, only_estimates, open_model
+    from ..engine.profiling.estimate import estimate, only_estimates
     from ..engine.profiling.files import FILE, prepare_folder
     from ..engine.profiling.measure import Effort, measure
     from ..engine.profiling.torch_modes import MODES
@@ -74,14 +74,13 @@ def profile(
         prepare_folder(output)
     lr_photo, refs, notes = _pictures(photos or [], lr, ref or [], seed)
     sizes = (lr_photo.width, lr_photo.height), [(photo.width, photo.height) for photo in refs]
-    if gpu:  # before minutes of measuring
-        open_model(model)
-        gpu = [find_gpu(name).name for name in gpu]
-    if runs == 0:
-        if not gpu or against:
-            raise AmsaError("--runs 0 measures nothing, so it goes without --against, and with a card: --gpu rtx2080ti")
-        _report(only_estimates(model, gpu, *sizes, engines), output, as_json)
-        return
+    if runs == 0 and (against or not gpu):
+        raise AmsaError("--runs 0 measures nothing, so it goes without --against, and with a card: --gpu rtx2080ti")
+    if gpu:
+        alone = only_estimates(model, gpu, *sizes, engines)  # now, so that what is wrong is told before minutes of measuring
+        if runs == 0:
+            _report(alone, output, as_json)
+            return
     untrained = str(model) if model is not None and str(model) in VARIANTS and not model.exists() else None
     if untrained or any(name in MODES for name in against or ()):
         require_extra("export", "torch", "safetensors")

@@ -61,6 +61,9 @@ def upscale(
             help="Most memory to take, as 2GB or 1500MB: of all workers together; tensorrt: on the GPU. Default: what is free.",
         ),
     ] = None,
+    consistent: Annotated[
+        bool, typer.Option("--consistent", help="Correct the result so that, shrunk again, it is the LR photo: no colour shifts.")
+    ] = False,
     pairs: Annotated[
         Path | None, typer.Option("--pairs", help="Folder: CSV file lr,ref,ref2,.. with each picture's own references.")
     ] = None,
@@ -104,6 +107,7 @@ def upscale(
         "skip": skip,
         "engines": engines,
         "max_memory": None if max_memory is None else parse_bytes(max_memory),
+        "consistent": consistent,
     }
     for_clips = {"--codec": codec, "--crf": crf}
     if (given := [name for name, value in for_clips.items() if value is not None]) and not is_clip(lr):

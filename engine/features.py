@@ -22,6 +22,7 @@ from .tiling import Window, cut, in_windows
 Tensors = Mapping[str, Any]
 Size = tuple[int, int]
 
+_KEYS, _VALUES = "key_", ("value_", "warp_mask_")
 _SMALLEST_PART = 512**2
 """Pixels of a reference, with its halo, below which smaller parts save little."""
 
@@ -31,7 +32,7 @@ class ScaleFeatures:
 
     Args:
         valid: rows and columns of the finest keys that are picture.
-        encode: makes keys and values.
+        encode: makes keys, values and masks, or those of them whose names begin with one of the words given.
         values_of: published protocol: the scale whose values are taken, if not its own.
         encoded: features that someone else holds: nothing is made, nothing is dropped.
     """
@@ -39,7 +40,7 @@ class ScaleFeatures:
     def __init__(
         self,
         valid: Any,
-        encode: Callable[[], Tensors] | None = None,
+        encode: Callable[[tuple[str, ...]], Tensors] | None = None,
         values_of: ScaleFeatures | None = None,
         encoded: EncodedScale | None = None,
     ) -> None:
@@ -52,16 +53,16 @@ class ScaleFeatures:
         if encoded is not None:
             self._take(encoded.tensors)
 
-    def keys(self) -> Tensors:
-        """Match keys at 1/1 .. 1/8."""
+    def keys(self, with_values: bool = True) -> Tensors:
+        """Match keys at 1/1 .. 1/8. `with_values`: hold the values too, which come with them."""
         if not self._keys:
-            self._make()
+            self._make((_KEYS, *_VALUES) if with_values and self._values_of is None else (_KEYS,))
         return self._keys
 
     def values(self) -> Tensors:
         """Values at x1, x2, x4, and the published variant's warp masks."""
         if not self.held:
-            self.store._make()
+            self.store._make(_VALUES)
         return self.store._values
 
     @property
@@ -92,14 +93,13 @@ class ScaleFeatures:
         """All of it, to be kept by someone else."""
         return EncodedScale({**self.keys(), **self.values()}, self.valid)
 
-    def _make(self) -> None:
+    def _make(self, words: tuple[str, ...]) -> None:
         assert self._encode is not None
-        self._take(self._encode())
+        self._take(self._encode(words))
 
     def _take(self, tensors: Tensors) -> None:
-        self._keys = {k: v for k, v in tensors.items() if k.startswith("key_")}
-        if self._values_of is None:
-            self._values = {k: v for k, v in tensors.items() if not k.startswith("key_")}
+        self._keys = {k: v for k, v in tensors.items() if k.startswith(_KEYS)} or self._keys
+        self._values = {k: v for k, v in tensors.items() if k.startswith(_VALUES)} or self._values
 
 
 def features_bytes(config: AMSAConfig, precision: str, size: Size) -> tuple[int, int]:
@@ -112,10 +112,11 @@ def features_bytes(config: AMSAConfig, precision: str, size: Size) -> tuple[int,
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference at one scale: its features, and its padded height and width in pixels."""
+    """A reference at one scale: its features, its padded height and width in pixels, and the bytes that scaling it takes."""
 
     features: ScaleFeatures
     size: Size
+    scaling: int = 0
 
 
 def scale_sizes(config: AMSAConfig, size: Size, canvas: Size | None) -> list[tuple[Size, Size]]:
@@ -141,7 +142,8 @@ class Encoder:
     Args:
         config: of the network.
         canvas: published protocol: the common size of LR and references.
-        area: tells how many pixels of a reference to encode at a time, from its size and what to call it in an error; None: all.
+        area: tells how many pixels of a reference to encode at a time, None: all; from its size, the words that the names of what
+            is kept begin with, and what to call it in an error.
         run: `encode_ref` of a picture [1, 3, H, W].
         timed: what preparing pictures is done in.
         step: called before a reference is read at a scale.
@@ -151,7 +153,7 @@ class Encoder:
         self,
         config: AMSAConfig,
         canvas: Size | None,
-        area: Callable[[Size, str], int | None],
+        area: Callable[[Size, tuple[str, ...], str], int | None],
         run: Callable[[Any], Tensors],
         timed: Callable[[], AbstractContextManager[None]],
         step: Callable[[str], None],
@@ -178,16 +180,22 @@ class Encoder:
         for i, (size, valid) in enumerate(scale_sizes(self._config, (rgb.shape[0], rgb.shape[1]), self._canvas)):
             first = found[0].features if self._canvas is not None and found else None
             encode = partial(self._encode, rgb, i, size)
-            found.append(Reference(ScaleFeatures(np.array([valid], np.int32), encode, first), size))
+            # A colour of the photo twice, and the scaled picture with a colour of it once more.
+            scaling = 0 if i == 0 else 8 * rgb.shape[0] * rgb.shape[1] + 16 * size[0] * size[1]
+            found.append(Reference(ScaleFeatures(np.array([valid], np.int32), encode, first), size, scaling))
         return found
 
-    def _encode(self, rgb: NDArray[np.float32], i: int, size: Size) -> Tensors:
+    def _encode(self, rgb: NDArray[np.float32], i: int, size: Size, words: tuple[str, ...]) -> Tensors:
         scale = self._config.ref_factor**i
         self._step(f"reading a reference at scale {scale:.2f}")
-        area = self._area(size, f"a reference of {rgb.shape[1]}x{rgb.shape[0]} at scale {scale:.2f}")
+        area = self._area(size, words, f"a reference of {rgb.shape[1]}x{rgb.shape[0]} at scale {scale:.2f}")
         with self._timed():
             picture = prepare_scale(rgb, self._config, self._canvas, i)
-        return encode_in_parts(size, self._config.ref_halo, area, lambda rows, cols: self._run(picture.part(rows, cols)))
+
+        def run(rows: slice, cols: slice) -> Tensors:
+            return {k: v for k, v in self._run(picture.part(rows, cols)).items() if k.startswith(words)}
+
+        return encode_in_parts(size, self._config.ref_halo, area, run)
 
 
 def encode_in_parts(size: Size, halo: int, area: int | None, run: Callable[[slice, slice], Tensors]) -> Tensors:

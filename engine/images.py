@@ -194,7 +194,12 @@ def resize_bicubic(rgb: NDArray[np.float32], height: int, width: int) -> NDArray
         image = Image.fromarray(np.ascontiguousarray(channel, dtype=np.float32))  # mode F
         return np.array(image.resize((width, height), Image.Resampling.BICUBIC))
 
-    return resize(rgb) if rgb.ndim == 2 else np.stack([resize(rgb[..., c]) for c in range(rgb.shape[2])], axis=2)
+    if rgb.ndim == 2:
+        return resize(rgb)
+    resized = np.empty((height, width, rgb.shape[2]), np.float32)
+    for c in range(rgb.shape[2]):
+        resized[..., c] = resize(rgb[..., c])
+    return resized
 
 
 def check_writable(path: StrPath) -> None:

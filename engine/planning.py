@@ -45,6 +45,7 @@ class Plan:
         free: gives back what stages keep that have run.
         scratch: bytes per position that the stages need, where memory is short; empty where it is not.
         result: bytes of the result.
+        references: what may be dropped and made again.
     """
 
     memory: Memory | None
@@ -54,6 +55,7 @@ class Plan:
     free: Callable[[], None]
     scratch: dict[str, float] = field(default_factory=dict)
     result: int = 0
+    references: Sequence[Reference] = ()
 
     @property
     def tight(self) -> bool:
@@ -72,33 +74,37 @@ class Plan:
         keep = content <= room / 4
         return int(max(0, (room - keep * content) / 4 / self.scratch["encode_lr"])), keep
 
-    def ref_part(self, size: Size, what: str) -> int | None:
-        """Pixels of a reference to encode at a time; `size`: at its scale, padded."""
+    def keeps_values(self, lr: Size, reference: Reference) -> bool:
+        """Whether a scale's values, which are made with its keys, may stay until it is restored from."""
+        if not self.tight:
+            return True
+        most = max(reference.scaling + self._part(reference.size), _match_bytes(self.config, lr, reference.size))
+        return self._make_room(sum(features_bytes(self.config, self.precision, reference.size)) + most, drop=False)
+
+    def ref_part(self, size: Size, words: tuple[str, ...], what: str) -> int | None:
+        """Pixels of a reference to encode at a time.
+
+        Args:
+            size: at its scale, padded.
+            words: that the names of the features begin with which are to stay.
+            what: to call it in an error.
+        """
         if self.memory is None:
             return None
         usual = max(2**20, (16 * self.config.ref_halo) ** 2)  # of which halos are an eighth
         if not self.tight:
             return usual
-        features = sum(features_bytes(self.config, self.precision, size))
-        left = self._room() - features
-        least = min(size[0] * size[1], 512**2) * self.scratch["encode_ref"]
-        if left < least:
-            self._refuse(f"{what} needs {show_bytes(features + least)} for its features")
-        return int(min(usual, left / 2 / self.scratch["encode_ref"]))
+        kept = zip(features_bytes(self.config, self.precision, size), ("key_", "value_"), strict=True)
+        features = sum(need for need, word in kept if word in words)
+        if not self._make_room(features + self._part(size)):
+            self._refuse(f"{what} needs {show_bytes(features + self._part(size))} for its features")
+        return int(min(usual, (self._room() - features) / 2 / self.scratch["encode_ref"]))
 
     def check_match(self, lr: Size, ref: Size) -> None:
         """Raise AmsaError where matching would need more than there is."""
         need = _match_bytes(self.config, lr, ref)
-        if self.tight and self._room() < need:
+        if self.tight and not self._make_room(need):
             self._refuse(f"matching {lr[1]}x{lr[0]} with {ref[1]}x{ref[0]} pixels needs {show_bytes(need)}")
-
-    def keeps_values(self, lr: Size, next_ref: Size | None) -> bool:
-        """Whether the values of a scale that was matched may stay until it is restored, with another scale still to come."""
-        if not self.tight or next_ref is None:
-            return True
-        features = sum(features_bytes(self.config, self.precision, next_ref))
-        picture = _picture_bytes(next_ref) + min(next_ref[0] * next_ref[1], 2**20) * self.scratch["encode_ref"]
-        return self._room() > features + max(picture, _match_bytes(self.config, lr, next_ref))
 
     def order(self, size: Size, features: LRFeatures, references: Sequence[Reference]) -> Order:
         """In which order to restore an LR picture of `size` from these references."""
@@ -108,8 +114,6 @@ class Plan:
             return Order(usual)
         self.free()
         bytes_of = {r.features.store: features_bytes(self.config, self.precision, r.size)[1] for r in references}
-        sides = [r.size for r in references]
-        encode = max(_picture_bytes(ref) + min(ref[0] * ref[1], 512**2) * self.scratch["encode_ref"] for ref in sides)
         each = self.scratch["restore"] + self.scratch["finish"] + (0 if features.whole else 3 * self.scratch["encode_lr"])
         summed = SCALE**2 * self.config.channels[-1] * 4
 
@@ -121,19 +125,22 @@ class Plan:
         left = self._room() - missing
         # Or one at a time, with the sums of a group of windows: 0.6 for a window, the rest for the group.
         held = sum(need for store, need in bytes_of.items() if store.held and not store.lent)
-        missing_in_turn = max((need for store, need in bytes_of.items() if not store.lent), default=0)
-        left_in_turn = left + missing + held - missing_in_turn
+        largest = max((need for store, need in bytes_of.items() if not store.lent), default=0)
+        left_in_turn = left + missing + held - largest
         keep = left / each >= min(enough, 0.6 * left_in_turn / (each + summed))
         if not keep:
             for store in bytes_of:
                 store.drop_values()
             self.free()
-            missing, left = missing_in_turn, left_in_turn
-        if left < max(encode * (missing > 0), smallest * (each + summed)):
-            self._refuse(f"restoring needs {show_bytes(missing + max(encode, smallest * (each + summed)))}")
-        most = int(left / each if keep else 0.6 * left / (each + summed))
-        windows = cut(*size, halo, side=self.tile + 2 * halo, area=max(smallest, most))
-        group = 1 if keep else max(1, int((left - windows[0].area * each) / (windows[0].area * summed)))
+            left = left_in_turn
+        least = max((r.scaling + self._part(r.size) for r in references if not r.features.held), default=0)
+        least = max(least, int(smallest * (each + summed)))
+        if left < least:
+            fitting = (left_in_turn + largest - least) / (features_bytes(self.config, self.precision, (1000, 1000))[1])
+            more = f" for references of at most {fitting:.2g} megapixels" if fitting >= 0.1 else ""
+            self._refuse(f"restoring from the largest reference needs {show_bytes(largest + least)}", more)
+        windows = cut(*size, halo, side=self.tile + 2 * halo, area=max(smallest, int(left / each if keep else 0.6 * left / each)))
+        group = 1 if keep else max(1, int(0.4 * left / (windows[0].area * summed)))
         if len(windows) > len(usual) or not keep:
             again = "" if keep else f", encoding references again {-(-len(windows) // group)} times"
             warnings.warn(
@@ -141,10 +148,27 @@ class Plan:
             )
         return Order(windows, group, keep)
 
-    def _refuse(self, what: str) -> None:
+    def _part(self, size: Size) -> int:
+        """Bytes that encoding the smallest part of a reference needs."""
+        return int(min(size[0] * size[1], 512**2) * self.scratch["encode_ref"])
+
+    def _make_room(self, need: int, drop: bool = True) -> bool:
+        """Whether so many bytes can be had: if need be, without what stages keep, and without values that can be made again."""
+        for attempt in (lambda: None, self.free, self._drop_values if drop else lambda: None):
+            attempt()
+            if self._room() >= need:
+                return True
+        return False
+
+    def _drop_values(self) -> None:
+        for reference in self.references:
+            reference.features.drop_values()
+        self.free()
+
+    def _refuse(self, what: str, fits: str = "") -> None:
         room = max(0, self._room())
         raise AmsaError(
-            f"not enough memory: {what}, and {self.memory} leaves {show_bytes(room)}; "
+            f"not enough memory: {what}, and {self.memory} leaves {show_bytes(room)}{fits}; "
             "scale the pictures down, or allow more memory"
         )
 
@@ -227,7 +251,7 @@ def generous(config: AMSAConfig, precision: str, tile: int, lr: Size, refs: Sequ
         need += sum(features_bytes(config, precision, ref))
     if refs:
         largest = max(refs, key=lambda ref: ref[0] * ref[1])
-        need += 3 * sum(features_bytes(config, precision, largest)) + _picture_bytes(largest)
+        need += 3 * sum(features_bytes(config, precision, largest)) + 24 * largest[0] * largest[1]
         need += _match_bytes(config, lr, largest)
     return need
 
@@ -243,11 +267,6 @@ def _lr_bytes(config: AMSAConfig, precision: str, size: Size) -> Size:
 def _match_bytes(config: AMSAConfig, lr: Size, ref: Size) -> int:
     """Of the matcher's tables: channels-last copies of keys and queries, norms, positions and scores."""
     return (5 * config.key_channels + 160) * (lr[0] * lr[1] + ref[0] * ref[1] // SCALE**2)
-
-
-def _picture_bytes(size: Size) -> int:
-    """Of a scaled picture, its colours one by one and together, and of the photo's colour that it is made of."""
-    return 36 * size[0] * size[1]
 
 
 def sizes_of(shape: Any) -> Size:

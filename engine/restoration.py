@@ -122,6 +122,7 @@ def restore(
         sums: list[Any] = [None] * len(windows)
         for i, reference in enumerate(references):
             if not order.keep and not reference.features.held:
+                values = inputs = {}  # which hold the last reference's
                 for other in references:
                     other.features.drop_values()
             values = reference.features.values()

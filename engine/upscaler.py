@@ -17,6 +17,7 @@ from PIL import Image
 from ..errors import AmsaError
 from ..stages import LR_MIN, REF_MIN, SCALE
 from .backends import Backend, Execution, open_backend
+from .colour import fill_transparent, match_low_frequencies
 from .details import Details
 from .features import Encoder, LRFeatures, Reference, scale_sizes, sizes_to_encode
 from .fusion import SKIP, Map, fusion_weights, skip_lightest
@@ -84,6 +85,7 @@ class Upscaler:
         max_memory: bytes, or text such as "2GB", that the process may hold at most, and with TensorRT that features, pictures and
             scratch may take on the GPU. None: what is free. Where it is short, the same picture is made in smaller tiles and
             parts, and that is told. On the CPU it is planned for, not enforced; Linux only.
+        consistent: correct results so that, shrunk again, they are the LR photos (see `colour.match_low_frequencies`).
 
     Several threads may use one. Its methods return when their work is done.
 
@@ -101,26 +103,30 @@ class Upscaler:
         skip: float | None = None,
         engines: str | Path | None = None,
         max_memory: int | str | None = None,
+        consistent: bool = False,
     ) -> None:
         cap = None if max_memory is None else parse_bytes(max_memory)
         _check_settings(tile, matching, skip)
         if matching != "patchmatch" and backend == "tensorrt":
             raise AmsaError(f"matching {matching!r} has no CUDA kernel; with the tensorrt backend take 'patchmatch'")
-        self._use(open_backend(path, backend, threads, engines, cap), tile, matching, skip, cap)
+        self._use(open_backend(path, backend, threads, engines, cap), tile, matching, skip, cap, consistent)
 
     @classmethod
     def on(cls, backend: Backend, tile: int = TILE, matching: str = "patchmatch", skip: float | None = None) -> Upscaler:
         """An upscaler on a backend that is open already."""
         _check_settings(tile, matching, skip)
         upscaler = cls.__new__(cls)
-        upscaler._use(backend, tile, matching, skip, None)
+        upscaler._use(backend, tile, matching, skip, None, consistent=False)
         return upscaler
 
-    def _use(self, backend: Backend, tile: int, matching: str, skip: float | None, max_memory: int | None) -> None:
+    def _use(
+        self, backend: Backend, tile: int, matching: str, skip: float | None, max_memory: int | None, consistent: bool
+    ) -> None:
         self.backend_in_use = backend
         self.config = backend.config
         self.tile = tile
         self.matching = matching
+        self.consistent = consistent
         self._planner = Planner(backend, tile, Memory(max_memory) if backend.device == "CPU" else None)
         self.skip = SKIP.get(self.config.variant, 0.0) if skip is None else skip
 
@@ -175,6 +181,7 @@ class Upscaler:
         """
         photo = ref if isinstance(ref, Photo) else from_array(ref, name)
         require_size(photo, name, REF_MIN)
+        photo = fill_transparent(photo)
         canvas = None
         if self.config.published_protocol:
             if lr_size is None:
@@ -254,6 +261,8 @@ class Upscaler:
     ) -> Photo:
         """Upscale a photo x4; alpha, bit depth, grayness, ICC profile and EXIF follow the LR photo.
 
+        Colours of wholly transparent pixels, which nobody sees, give way to those around them (`colour.fill_transparent`).
+
         Args:
             lr: the photo, sides >= 16.
             refs: reference photos, sides >= 64, or encoded references.
@@ -272,6 +281,7 @@ class Upscaler:
         for ref, name in zip(refs, names[1:], strict=True):
             if isinstance(ref, Photo):
                 require_size(ref, name, REF_MIN)
+        lr, refs = fill_transparent(lr), [fill_transparent(ref) if isinstance(ref, Photo) else ref for ref in refs]
         canvas = self._canvas((lr.height, lr.width), refs)
         count = self.config.ref_scales * len(refs)
         to_encode = sizes_to_encode(self.config, refs, canvas)
@@ -292,9 +302,12 @@ class Upscaler:
         alpha = None
         if lr.alpha is not None:
             alpha = np.clip(resize_bicubic(lr.alpha, SCALE * lr.height, SCALE * lr.width), 0, 1)
-        if isinstance(sr, SampleCanvas):
-            return PackedPhoto(sr.samples, alpha, lr.icc, lr.exif)
-        return Photo(colours(tensor[0].transpose(1, 2, 0), lr.gray), alpha, lr.gray, lr.bits, lr.icc, lr.exif)
+        result = (
+            PackedPhoto(sr.samples, alpha, lr.icc, lr.exif)
+            if isinstance(sr, SampleCanvas)
+            else Photo(colours(tensor[0].transpose(1, 2, 0), lr.gray), alpha, lr.gray, lr.bits, lr.icc, lr.exif)
+        )
+        return match_low_frequencies(result, lr) if self.consistent else result
 
     def _upscale(
         self,
@@ -316,11 +329,11 @@ class Upscaler:
             return self._run(on, stage, inputs, stats)
 
         steps.next("reading the LR picture")
-        lr_size = sizes_of(lr.shape)
+        lr_size, plan.references = sizes_of(lr.shape), references
         lr_features = LRFeatures(lr, self.config, lambda part: run("encode_lr", {"lr": part}), *plan.lr_parts(lr_size))
         matches, relevances = [], []
         for i, reference in enumerate(references):
-            keys = reference.features.keys()
+            keys = reference.features.keys(plan.keeps_values(lr_size, reference))
             plan.check_match(lr_size, reference.size)
             steps.next(f"matching {i + 1} of {len(references)}")
             sizes = {"valid": on.to_device(reference.features.valid), "seed": on.to_device(np.array([seed], np.int32))}
@@ -329,8 +342,6 @@ class Upscaler:
             relevances.append(found["relevance"])
             del keys
             reference.features.drop_keys()
-            if not plan.keeps_values(lr_size, references[i + 1].size if i + 1 < len(references) else None):
-                reference.features.drop_values()
         lr_features.queries.clear()
         on_host: Sequence[Map] = [on.to_host(relevance) for relevance in relevances]
         choose = skip_lightest

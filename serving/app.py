@@ -187,7 +187,7 @@ def create_app(studio: Studio, jobs: Jobs, metrics: Metrics, hosts: frozenset[st
         """Fetch what a job made: `result`, `bicubic` or `explanation`, each once; with the last the job is forgotten."""
         return _file_response(jobs.take(id, file))
 
-    @app.delete("/api/jobs/{id}", status_code=204, responses={404: _FILE_ANSWERS[404]})
+    @app.delete("/api/jobs/{id}", status_code=204, response_model=None, responses={404: _FILE_ANSWERS[404]})
     async def cancel(id: str) -> None:
         """Cancel a job, or forget its files."""
         jobs.remove(id)

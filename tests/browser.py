@@ -1,8 +1,6 @@
-"""A headless Chromium for tests of HTML pages. `conftest.py` offers its two fixtures to all tests.
+"""A headless Chromium for tests of HTML pages; `conftest.py` offers its two fixtures to all tests.
 
-    def test_page(open_page: OpenPage) -> None:
-        page = open_page(path.as_uri(), width=360, scheme="dark")
-        page.get_by_role("slider").press("ArrowRight")
+A test that takes `open_page` calls it with a page's address, and gets Playwright's `Page`.
 """
 
 from __future__ import annotations

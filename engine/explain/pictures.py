@@ -48,7 +48,7 @@ def layers(maps: Maps, names: Sequence[str]) -> list[Layer]:
     """A layer for each reference; where there is one alone, for each of its scales."""
     if len(names) > 1:
         return list(map(Layer, names, colours(len(names)), maps.shares, maps.details.served()))
-    labels = [f"{names[0]} at scale {factor:.2f}" for factor in maps.factors]
+    labels = [f"scale {factor:.2f}" for factor in maps.factors]
     means = [0.0 if weight is None else float(weight.mean()) for weight in maps.details.weights]
     return list(map(Layer, labels, colours(len(labels)), maps.weights, means))
 

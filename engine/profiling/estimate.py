@@ -82,7 +82,7 @@ def estimate(
     return Estimate(
         gpu=card.name,
         sm=card.sm,
-        precision=folder.manifest.precision,
+        precision=folder.manifest.precision + (" with int8 layers" if folder.manifest.int8_layers else ""),
         layers=layers,
         launches=round(sum(layer.calls for layer in layers)),
         launch_us=LAUNCH_US,

@@ -31,9 +31,7 @@ class Sensors:
         try:
             nvml: Any = importlib.import_module("pynvml")
         except ModuleNotFoundError:
-            self.missing = (
-                f"{_NONE}: pynvml is not installed; install it with: pip install 'amsa[profile]'"
-            )
+            self.missing = f"{_NONE}: pynvml is not installed; install it with: pip install 'amsa[profile]'"
             return
         try:
             nvml.nvmlInit()

@@ -97,7 +97,8 @@ def _address(url: str) -> tuple[str, bool]:
             raise ValueError("no host")
     except ValueError as e:
         raise Failure(f"--url {url} is no address of a server ({e}); give host:port") from e
-    return f"{parts.hostname}:{port}{parts.path.rstrip('/')}", parts.scheme == "https"
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{host}:{port}{parts.path.rstrip('/')}", parts.scheme == "https"
 
 
 def _read(path: Path) -> bytes:

@@ -21,7 +21,7 @@ from ..limits import REFERENCES
 from ..notes import gathered, routed
 from .interface import OUTPUTS, Settings, check_interface
 
-MODEL_FOLDER = "model"
+MODEL_FOLDER = "graphs"
 """Within a version's folder: the exported model; its engines, if any, are where `engine.tensorrt_build.engines_folder` says."""
 
 

@@ -282,7 +282,7 @@ def test_gray_is_the_mean_of_the_colours(upscaler: Upscaler) -> None:
 
 
 def test_alpha_is_enlarged_by_pils_bicubic(upscaler: Upscaler) -> None:
-    alpha = picture(16, 20, seed=3)[..., 0]
+    alpha = np.maximum(picture(16, 20, seed=3)[..., 0], 1)  # all of it can be seen
     lr, refs = picture(16, 20), [picture(64, 64, 1)]
     sr = upscaler.upscale(np.dstack((lr, alpha)), refs)
     assert isinstance(sr, np.ndarray)
@@ -291,10 +291,34 @@ def test_alpha_is_enlarged_by_pils_bicubic(upscaler: Upscaler) -> None:
     assert np.abs(sr[..., 3] - np.clip(np.asarray(image), 0, 255)).max() <= 0.51
 
 
-def test_a_references_alpha_and_depth_do_not_matter(upscaler: Upscaler) -> None:
+def test_what_transparent_pixels_hide_does_not_show(upscaler: Upscaler) -> None:
+    lr, ref = picture(24, 32), picture(80, 96, 1)
+    alpha = np.zeros((24, 32, 1), np.uint8)
+    alpha[5:20, 4:17] = 255
+    ref_alpha = np.full((80, 96, 1), 255, np.uint8)
+    ref_alpha[:, 60:] = 0
+    found = []
+    for hidden in (0, 255):
+        rgba = np.dstack([np.where(alpha > 0, lr, np.uint8(hidden)), alpha])
+        ref_rgba = np.dstack([np.where(ref_alpha > 0, ref, np.uint8(hidden)), ref_alpha])
+        found.append(upscaler.upscale(rgba, [ref_rgba]))
+        np.testing.assert_array_equal(upscaler.upscale(rgba, [upscaler.encode_reference(ref_rgba)]), found[-1])
+    np.testing.assert_array_equal(*found)
+
+
+def test_consistent_results_are_the_lr_photo_when_shrunk(small: Path) -> None:
+    lr, ref = picture(40, 48), picture(96, 80, 1)
+    off = {}
+    for consistent in (False, True):
+        sr = from_array(Upscaler(small, consistent=consistent).upscale(lr, [ref]))
+        off[consistent] = np.abs(resize_bicubic(sr.rgb, 40, 48) - from_array(lr).rgb).mean()
+    assert off[True] < off[False] / 2
+
+
+def test_a_visible_references_alpha_and_depth_do_not_matter(upscaler: Upscaler) -> None:
     lr, ref = picture(16, 20), picture(64, 64, 1)
     expected = upscaler.upscale(lr, [ref])
-    alpha = picture(64, 64, 2)[..., :1]
+    alpha = np.maximum(picture(64, 64, 2)[..., :1], 1)  # all of it can be seen
     for same in (np.dstack((ref, alpha)), ref.astype(np.uint16) * 257, Image.fromarray(ref)):
         assert np.array_equal(upscaler.upscale(lr, [same]), expected)
     gray = ref[..., 0]

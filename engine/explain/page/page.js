@@ -156,7 +156,7 @@ for (const reference of references) {
     cell.textContent = value;
     return cell;
   }));
-  row.firstChild.prepend(swatch(reference.colour));
+  if (references.length > 1) row.firstChild.prepend(swatch(reference.colour));
   find("rows").append(row);
 }
 show(Math.floor(cells.cols / 2), Math.floor(cells.rows / 2));

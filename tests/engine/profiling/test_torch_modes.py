@@ -56,7 +56,7 @@ def test_what_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = TorchMode(CHECKPOINT, 1, "torch-compile")
     assert {type(module).__name__ for _, module in backend._stages.values()} == {"OptimizedModule"}
     monkeypatch.setattr(torch_modes, "find_compiler", lambda: None)
-    with pytest.raises(AmsaError, match="torch.compile needs a C\\+\\+ compiler, and there is none"):
+    with pytest.raises(AmsaError, match=r"torch\.compile needs a C\+\+ compiler, and there is none"):
         TorchMode(CHECKPOINT, 1, "torch-compile")
 
 
