@@ -4,6 +4,7 @@
 >>> sr = amsa.Upscaler().upscale(lr, [ref])  # doctest: +SKIP
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
@@ -13,6 +14,9 @@ from .errors import AmsaError
 if TYPE_CHECKING:
     from .engine.batch import upscale_folder
     from .engine.upscaler import Upscaler
+
+# ONNX Runtime's Linux builds report to Microsoft from 1.29 on, unless this is set before they are imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["AMSAConfig", "AmsaError", "Upscaler", "__version__", "upscale_folder"]
 

@@ -40,8 +40,6 @@ def serve(
     from ..engine.upscaler import Upscaler
     from ..serving.server import address_of, is_loopback, listen, run
 
-    # From 1.29 on ONNX Runtime reports use to its maker; a server that is trusted with photos does not.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     limits = Limits(queue, parse_bytes(max_upload), max_pixels, timeout, keep)
     with listen(host, port) as bound:
         upscaler = Upscaler(model, backend, threads, max_memory=max_memory)

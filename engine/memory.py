@@ -9,7 +9,7 @@ import ctypes
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import AmsaError
@@ -20,6 +20,12 @@ _LEFT_FREE = 0.1
 _SPARE = 48_000_000
 """Bytes of a cap that are not planned with: what Python and its libraries take beside the arrays that are counted."""
 _SAMPLING = 0.001  # seconds between two looks at what is held
+
+
+PROCESS, MACHINE, GROUPS = Path("/proc/self/statm"), Path("/proc/meminfo"), Path("/proc/self/cgroup")
+# Where control groups are, and of each: the limit, what is used, and in memory.stat what is used for files alone.
+VERSION_2 = ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file")
+VERSION_1 = ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
 class OutOfMemory(AmsaError):
@@ -46,24 +52,36 @@ def show_bytes(size: float) -> str:
 
 def resident() -> int:
     """Bytes of main memory that this process holds."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(PROCESS.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def available() -> int:
-    """Bytes that can be taken without others losing theirs: of the machine, and of the control group (container)."""
-    line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:"))
+    """Bytes that can be taken without others losing theirs: of the machine, and of the control groups (containers) we are in."""
+    line = next(line for line in MACHINE.read_text().splitlines() if line.startswith("MemAvailable:"))
     found = [int(line.split()[1]) * 1024]
-    for folder, limit, used, cache in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
+    for group, (_, limit, used, cache) in _groups():
         try:
-            most, now = (int((Path(folder) / name).read_text()) for name in (limit, used))
-            stat = dict(line.split() for line in (Path(folder) / "memory.stat").read_text().splitlines())
-        except (OSError, ValueError):  # no such group, or "max": no limit
+            most, now = (int((group / name).read_text()) for name in (limit, used))
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # no such group from where we are, or "max": no limit
             continue
         found.append(most - now + int(stat.get(cache, 0)))  # what only keeps files is given back when asked for
     return min(found)
+
+
+def _groups() -> Iterator[tuple[Path, tuple[str, str, str, str]]]:
+    """The folders of our control group and of those around it, with the names of what they hold."""
+    try:
+        lines = GROUPS.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        version = VERSION_2 if not controllers else VERSION_1 if "memory" in controllers.split(",") else None
+        if version is not None:
+            inside = Path(path.lstrip("/"))
+            for group in (inside, *inside.parents):
+                yield Path(version[0]) / group, version
 
 
 class Memory:
@@ -78,7 +96,7 @@ class Memory:
 
     def __init__(self, cap: int | None) -> None:
         self.cap = cap
-        self.known = Path("/proc/self/statm").exists() and Path("/proc/meminfo").exists()
+        self.known = PROCESS.exists() and MACHINE.exists()
         if cap is not None and not self.known:
             raise AmsaError("a cap on memory needs Linux, which tells what a process holds; leave it out")
 

@@ -379,6 +379,8 @@ class Upscaler:
                 if tile <= SMALLEST_TILE:
                     raise
                 reason = str(e)
+            if plan.memory is not None:
+                plan.free()
             # The picture stays the same, whatever the tiles.
             tile = max(SMALLEST_TILE, tile // 2)
             warnings.warn(f"restoring again in tiles of {tile} LR pixels: {reason}", stacklevel=3)
@@ -422,7 +424,7 @@ class Upscaler:
         except Exception as e:  # onnxruntime's exceptions share no base class but Exception
             if not is_out_of_memory(e):
                 raise
-            raise OutOfMemory(f"not enough memory to run {stage}; take smaller pictures or fewer references") from e
+            raise OutOfMemory(f"not enough memory to run {stage}; scale the pictures down, or close other programs") from e
         if stats is not None:
             on.synchronize()
             stats.add(stage, time.perf_counter() - begin)

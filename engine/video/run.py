@@ -124,6 +124,7 @@ def upscale_video(
                 if index == 0:  # what the container refuses shows now, not after hours
                     with warnings.catch_warnings(action="ignore"):
                         join(clip, copied, codec, [(folder.segment(0), segments[0])], result)
+                    result.unlink()
             repeated = frames.repeated
         if progress is not None:
             progress(count, count, "joining the segments")

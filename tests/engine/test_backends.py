@@ -184,3 +184,11 @@ HEAVY = "print([m for m in ('torch', 'onnx', 'onnxruntime', 'cv2') if m in sys.m
 def test_starting_imports_nothing_heavy(program: str) -> None:
     done = python(f"{program}\n{HEAVY}")
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_onnx_runtime_reports_to_nobody(tmp_path: Path) -> None:
+    """Where its telemetry is on, importing it leaves a file in the folder for temporary ones."""
+    program = f"import tempfile; tempfile.tempdir = {str(tmp_path)!r}; import os; os.environ['TMPDIR'] = {str(tmp_path)!r}\n"
+    done = python(program + "import amsa, onnxruntime; print(os.environ['ORT_DISABLE_TELEMETRY'])")
+    assert done.stdout == "1\n", done.stderr
+    assert list(tmp_path.iterdir()) == []

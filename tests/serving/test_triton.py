@@ -82,6 +82,18 @@ def test_settings_that_were_edited_badly() -> None:
         check_interface(as_triton_says(text.replace('"REFS"', '"REF"')))
 
 
+def test_documented_graph_is_the_one_that_is_exported() -> None:
+    from amsa.config import AMSAConfig
+    from amsa.export.single_file import single_file_inputs
+    from amsa.model.network import AMSA
+
+    document = (Path(amsa.__file__).parent / "docs/triton.md").read_text()
+    config = parsed(document.split("```\n")[1])
+    found = [(t.name, model_config_pb2.DataType.Name(t.data_type), [*t.dims]) for t in config.input]
+    declared = single_file_inputs(AMSA(AMSAConfig.small()), 1, uint8=True)
+    assert found == [(t.name, f"TYPE_{t.dtype.upper()}", [d if isinstance(d, int) else -1 for d in t.dims]) for t in declared]
+
+
 # ------------------------------------------------------------------------------------------------ the repository
 
 
