@@ -272,7 +272,7 @@ def _tell(clip: Clip, first: av.VideoFrame, trouble: _Trouble, lost_at_start: in
         said.append(f"damaged: {_frames(len(trouble.concealed))}, at {_times(trouble.concealed)}; upscaled as decoded")
     end = clip.seconds(len(clip.times) - 1) + float(clip.last * clip.time_base)
     start = clip.seconds(0)
-    stated = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else _stated(stream)
+    stated = _stated(stream)
     longest = max((b - a for a, b in pairwise(clip.times)), default=clip.last)
     if trouble.ended or end - start < stated - max(0.1, 2 * float(longest * clip.time_base)):
         reason = trouble.ended or f"it says {stated:.2f} s"
@@ -290,8 +290,10 @@ def _tell(clip: Clip, first: av.VideoFrame, trouble: _Trouble, lost_at_start: in
 
 
 def _stated(stream: av.VideoStream) -> float:
-    """Matroska's own statement of a stream's seconds; 0 where there is none."""
-    try:
+    """Seconds that the file says the stream has; 0 where it says nothing."""
+    if "matroska" not in stream.container.format.name:
+        return float((stream.duration or 0) * (stream.time_base or 0))
+    try:  # FFmpeg gives every stream the whole file's duration; a tag tells the stream's
         hours, minutes, seconds = stream.metadata.get("DURATION", "0:0:0").split(":")
         return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
     except ValueError:

@@ -138,6 +138,7 @@ def test_a_whole_clip_is_told_nothing_of(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         for name in ("a.mp4", "a.mkv", "a.mov"):
             read_clip(make_clip(tmp_path / name, pictures(12), sound=True, chapters=True))
+        read_clip(make_clip(tmp_path / "b.mkv", pictures(2), sound=True, subtitle="subrip"))  # sound goes on after the pictures
 
 
 def test_frames_without_times(tmp_path: Path) -> None:

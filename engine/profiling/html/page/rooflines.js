@@ -1,0 +1,124 @@
+// Layers under the roofs of what they run on: operations per byte against operations per second, both logarithmic.
+
+const NUMBERED = 5; // layers that carry their rank
+
+/** Powers of ten that hold all values. */
+function decades(values) {
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  return [10 ** Math.floor(Math.log10(low)), 10 ** Math.ceil(Math.log10(high) + 1e-9)];
+}
+
+/**
+ * points: {layer, x, y, weight, text} and for a range {low, high}; x in FLOP per byte, y in GFLOP/s.
+ * arithmetic, memory: roofs, [name, GFLOP/s] and [name, GB/s], the highest of both first in `arithmetic`, last in `memory`.
+ */
+function roofline({ title, description, points, arithmetic, memory, xs, ys, estimated }) {
+  const largest = Math.max(...points.map((point) => point.weight));
+  const ranked = [...points].sort((a, b) => b.weight - a.weight);
+  const draw = (width, mark) => {
+    const frame = { left: 46, right: width - 12, top: 30, bottom: Math.round(Math.min(420, Math.max(250, width * 0.62))) };
+    const x = (v) => frame.left + (Math.log(v / xs[0]) / Math.log(xs[1] / xs[0])) * (frame.right - frame.left);
+    const y = (v) => frame.bottom - (Math.log(v / ys[0]) / Math.log(ys[1] / ys[0])) * (frame.bottom - frame.top);
+    const tens = ([low, high]) => logTicks(low, high, 0);
+    const children = [
+      horizontalAxis(tens(xs), x, number, frame.top, frame.bottom),
+      tens(ys).map((tick) => s("g", {},
+        s("line", { class: "grid", x1: frame.left, x2: frame.right, y1: y(tick), y2: y(tick) }),
+        text(frame.left - 6, y(tick) + 4, tick < 1e3 ? number(tick) : `${number(tick / 1e3)}k`, { class: "tick", "text-anchor": "end" }))),
+      text(0, 14, estimated ? "GFLOP/s, estimated, not measured" : "GFLOP/s, measured", { class: "axis" }),
+      text(frame.right, frame.bottom + 34, "FLOP per byte", { class: "axis", "text-anchor": "end" }),
+      roofs(frame, x, y),
+    ].flat();
+    // The longest are drawn first, so that none hides a smaller one; the keyboard goes from the longest to the shortest.
+    ranked.forEach((point, i) => {
+      const { colour, shape } = stageLook(point.layer.stage);
+      const r = 2.5 + 8.5 * Math.sqrt(point.weight / largest);
+      if (known(point.low)) {
+        children.push(s("line", { class: "whisker", stroke: colour, x1: x(point.x), x2: x(point.x), y1: y(point.low), y2: y(point.high) }));
+      }
+      children.push(mark(s("path", { d: marker(shape, x(point.x), y(point.y), r), fill: colour, "fill-opacity": 0.82 }), point.text));
+      if (i < NUMBERED && r > 6) {
+        children.push(text(x(point.x), y(point.y) + 4, `${i + 1}`, { class: "inside", "text-anchor": "middle" }));
+      }
+    });
+    return { height: frame.bottom + 42, children };
+  };
+
+  /** Of each bandwidth a slope up to the highest arithmetic, of each arithmetic a level from the steepest slope on. */
+  function roofs(frame, x, y) {
+    const [ceiling, steepest] = [Math.max(...arithmetic.map((roof) => roof[1]), 0), Math.max(...memory.map((roof) => roof[1]), 0)];
+    const inside = (v) => Math.min(Math.max(v, xs[0]), xs[1]);
+    const found = [];
+    memory.forEach(([name, rate], i) => {
+      const begin = Math.max(xs[0], ys[0] / rate);
+      const end = inside(ceiling ? ceiling / rate : ys[1] / rate);
+      if (end <= begin) return;
+      const angle = (Math.atan2(y(end * rate) - y(begin * rate), x(end) - x(begin)) * 180) / Math.PI;
+      const at = begin * (end / begin) ** 0.04;
+      found.push(s("line", { class: i ? "roof assumed" : "roof", x1: x(begin), y1: y(begin * rate), x2: x(end), y2: y(end * rate) }));
+      found.push(text(0, -5, `${name}, ${number(rate)} GB/s`, { class: "tick halo", transform: `translate(${x(at)} ${y(at * rate)}) rotate(${angle})` }));
+    });
+    arithmetic.forEach(([name, rate]) => {
+      const begin = steepest ? inside(rate / steepest) : xs[0];
+      found.push(s("line", { class: "roof", x1: x(begin), x2: frame.right, y1: y(rate), y2: y(rate) }));
+      const label = fit(`${name}, ${rate < 1e4 ? `${number(rate)} G` : `${number(rate / 1e3)} T`}FLOP/s`, frame.right - frame.left);
+      found.push(text(frame.right - 2, y(rate) - 5, label, { class: "tick halo", "text-anchor": "end" }));
+    });
+    return found;
+  }
+
+  const figure = plot({ title, description, hint: "Point at a layer, or press Tab and the arrow keys; larger marks take longer.", draw });
+  const stages = [...new Set(points.map((point) => point.layer.stage))];
+  figure.append(legend(stages.map((name) => [swatch(stageLook(name).colour, stageLook(name).shape), name])));
+  figure.append(h("ol", { class: "ranked" }, ranked.slice(0, NUMBERED).map((point) => h("li", {}, point.text))));
+  return figure;
+}
+
+/** Of every contender whose layers are known, all on the same axes. */
+function measuredRooflines(measured) {
+  const found = measured.map((m) => {
+    const points = m.layers.map((layer) => ({ layer, x: intensity(layer), y: gflops(layer), weight: layer.milliseconds }));
+    return { m, points: points.filter((point) => known(point.x) && known(point.y)) };
+  }).filter(({ points }) => points.length);
+  const all = found.flatMap(({ points }) => points);
+  if (!all.length) return [];
+  const xs = decades(all.map((point) => point.x));
+  const ys = decades([...all.map((point) => point.y), ...found.map(({ m }) => m.peak_gflops).filter(known)]);
+  return found.map(({ m, points }) => {
+    for (const point of points) {
+      const { layer } = point;
+      point.text = `${layer.name} (${layer.stage}): ${duration(point.weight)}, ${number(point.y)} GFLOP/s at ${number(point.x)} FLOP per byte`;
+    }
+    const roofs = [known(m.peak_gflops) && `${number(m.peak_gflops)} GFLOP/s`, known(m.peak_gbs) && `${number(m.peak_gbs)} GB/s`].filter(Boolean);
+    const figure = roofline({
+      title: `${m.label}: measured roofline`,
+      description: `${plural(points.length, "layer")} with known arithmetic. Measured peaks: ${roofs.join(" and ") || "none"}.`,
+      points, xs, ys,
+      arithmetic: known(m.peak_gflops) ? [["FP32 products", m.peak_gflops]] : [],
+      memory: known(m.peak_gbs) ? [["copies", m.peak_gbs]] : [],
+    });
+    return h("div", {}, h("h3", {}, m.label), figure);
+  });
+}
+
+/** Of an estimate, under the roofs of its card. */
+function estimatedRoofline(estimate, card) {
+  const points = estimate.layers.filter((layer) => known(intensity(layer)) && layer.roofline_ms > 0).map((layer) => {
+    const [low, high] = [gflops(layer, layer.high_ms), gflops(layer, layer.low_ms)];
+    const weight = (layer.low_ms + layer.high_ms) / 2;
+    const range = `${number(layer.low_ms)} to ${number(layer.high_ms)} ms`;
+    const said = `${layer.name} (${layer.stage}): ${range}, estimated; ${number(intensity(layer))} FLOP per byte, limited by ${layer.bound}`;
+    return { layer, x: intensity(layer), y: Math.sqrt(low * high), low, high, weight, text: said };
+  });
+  if (!points.length) return null;
+  return roofline({
+    title: `${estimate.gpu}: roofline, estimate, not measured`,
+    description: `${plural(points.length, "layer")} that compute, from the lowest to the highest efficiency that is assumed.`,
+    points,
+    arithmetic: card.arithmetic,
+    memory: card.memory,
+    xs: decades(points.map((point) => point.x)),
+    ys: decades([...points.flatMap((point) => [point.low, point.high]), ...card.arithmetic.map((roof) => roof[1])]),
+    estimated: true,
+  });
+}
