@@ -59,6 +59,6 @@ def calibrate(
     table = Table(*report.HEADINGS, title=f"{output}: blocks in the order in which they were tried", title_justify="left")
     for row in report.rows(found):
         table.add_row(*row)
-    out.print(table, width=max(out.width, 110))  # names of blocks are long
+    out.print(table)
     for line in report.summary(found):
         out.print(line)

@@ -41,7 +41,7 @@ def profile(
         int, typer.Option("--runs", min=0, help="Pictures that are timed, after 2 that are not; 0: none, with --gpu.")
     ] = 10,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=0, help="Per contender; once they are over no further picture is begun.")
+        float, typer.Option("--seconds", min=0, help="Of timed pictures, per contender; after them no further one is begun.")
     ] = 60,
     layers: Annotated[bool, typer.Option("--layers/--no-layers", help="Time every layer, in a run of its own.")] = True,
     matching: Matching = "patchmatch",

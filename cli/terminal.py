@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from ..engine.tensorrt_build import BuiltEngine
     from ..engine.upscaler import Progress, Stats, Upscaler
 
-out = Console(highlight=False, soft_wrap=True, markup=False)
+# What is piped into a file or a program has no 80 columns to fit into.
+out = Console(highlight=False, soft_wrap=True, markup=False, width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 

@@ -25,7 +25,7 @@ class Entrant:
         kept: .npy file for its picture.
         label: what the reports call it.
         about: the answer to `open`.
-        spent: seconds in pictures, those to warm up too.
+        spent: seconds in pictures: to warm up, and then in those that count.
         first_ms: of the first picture.
         times: answers to `picture`, of those that count.
         staged: and of those that a GPU made once more, waiting after each stage.

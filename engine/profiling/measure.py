@@ -36,7 +36,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured: pictures that count; seconds per contender after which no further one is begun; whether layers."""
+    """How much is measured: pictures that count; seconds of these after which a contender begins no further one; whether layers."""
 
     runs: int = 10
     seconds: float = 60.0
@@ -146,6 +146,7 @@ class _Race:
                         self._steps.next(f"{entrant.label}: warming up")
                         answer = self._picture(entrant, keep=None if i else str(entrant.kept))
                         entrant.first_ms = entrant.first_ms or answer["ms"]
+            entrant.spent = 0.0
 
     def take_turns(self) -> None:
         """Rounds of a picture each, another one first in every round."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from statistics import median
 
 from rich.table import Table
 
@@ -78,8 +79,10 @@ def contenders(measured: Sequence[Measured]) -> Table:
 
 
 def speed_up(first: Measured, other: Measured) -> float:
-    """How many times as long the other takes: the ratio of medians."""
-    return other.latency.percentile(50) / first.latency.percentile(50)
+    """How many times as long the other takes: the ratio of medians over the rounds that both took part in."""
+    a, b = first.latency.milliseconds, other.latency.milliseconds
+    both = min(len(a), len(b))
+    return median(b[:both]) / median(a[:both])
 
 
 def stages(measured: Sequence[Measured]) -> Table:

@@ -271,10 +271,9 @@ def _tell(clip: Clip, first: av.VideoFrame, trouble: _Trouble, lost_at_start: in
     if trouble.concealed:
         said.append(f"damaged: {_frames(len(trouble.concealed))}, at {_times(trouble.concealed)}; upscaled as decoded")
     end = clip.seconds(len(clip.times) - 1) + float(clip.last * clip.time_base)
-    start = clip.seconds(0)
-    stated = _stated(stream)
+    stated = _stated_end(stream, clip.seconds(0))
     longest = max((b - a for a, b in pairwise(clip.times)), default=clip.last)
-    if trouble.ended or end - start < stated - max(0.1, 2 * float(longest * clip.time_base)):
+    if trouble.ended or end < stated - 0.75 * float(longest * clip.time_base):
         reason = trouble.ended or f"it says {stated:.2f} s"
         said.append(f"it ends early, at {end:.2f} s ({reason}); what could be decoded is kept")
     if clip.untimed:
@@ -289,11 +288,11 @@ def _tell(clip: Clip, first: av.VideoFrame, trouble: _Trouble, lost_at_start: in
         warnings.warn(f"{clip.path}: {text}", stacklevel=4)
 
 
-def _stated(stream: av.VideoStream) -> float:
-    """Seconds that the file says the stream has; 0 where it says nothing."""
+def _stated_end(stream: av.VideoStream, start: float) -> float:
+    """When the stream ends, as the file says, in seconds; 0 where it says nothing."""
     if "matroska" not in stream.container.format.name:
-        return float((stream.duration or 0) * (stream.time_base or 0))
-    try:  # FFmpeg gives every stream the whole file's duration; a tag tells the stream's
+        return start + float((stream.duration or 0) * (stream.time_base or 0))
+    try:  # FFmpeg gives every stream the whole file's duration; a tag tells the stream's end
         hours, minutes, seconds = stream.metadata.get("DURATION", "0:0:0").split(":")
         return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
     except ValueError:

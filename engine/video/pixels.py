@@ -105,10 +105,10 @@ def to_photo(frame: av.VideoFrame, pixels: Pixels, turn: Turn) -> Photo:
         format_ = "yuv444p" if bits == 8 else f"yuv444p{bits}le"
         range_ = ColorRange.JPEG if pixels.full or pixels.gray else ColorRange.MPEG  # the scaler takes gray for full anyway
         matched = frame.reformat(format=format_, src_color_range=range_, dst_color_range=range_, interpolation=_SCALER)
-        y, cb, cr = (_read_plane(plane, bits) for plane in matched.planes)
+        planes: list[NDArray[Any]] = [_read_plane(plane, bits) for plane in matched.planes]
         black, luma, chroma = _levels(bits, pixels.full)
         middle = 2 ** (bits - 1)
-        y, cb, cr = (y - black) / luma, (cb - middle) / chroma, (cr - middle) / chroma
+        y, cb, cr = (planes[0] - black) / luma, (planes[1] - middle) / chroma, (planes[2] - middle) / chroma
         if pixels.gray:
             rgb = np.repeat(y[..., None], 3, 2)
         else:

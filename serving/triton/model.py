@@ -32,8 +32,6 @@ class TritonPythonModel:
         """Open the model and make a tiny picture: a model that cannot run is told when it is loaded."""
         # Triton's own module, which is there in its process only.
         self._triton: Any = importlib.import_module("triton_python_backend_utils")
-        # From 1.29 on ONNX Runtime reports use to its maker; a server that is trusted with photos does not.
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         try:
             config = json.loads(args["model_config"])
             check_interface(config)

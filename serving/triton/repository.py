@@ -41,7 +41,7 @@ _README = """# A Triton model repository
 
 Written by amsa {version}: model `{model}` with the {backend} backend{engines}.
 
-    pip install 'numpy<2' '{requirement}'       # into the Python that Triton uses, from a checkout of amsa
+    pip install 'numpy<2' {requirements}       # into the Python that Triton uses, from a checkout of amsa
     tritonserver --model-repository=.
 
     pip install 'tritonclient[http]'            # anywhere
@@ -99,14 +99,15 @@ def deploy(
 
     version = f"{MODEL}/{VERSION}"
     runtimes = sorted({name.split("-")[0] for name in found})
-    details = f" and its engines {', '.join(found)} ({', '.join(sorted(set(found.values())))})" if found else ""
+    # An engine runs only in the very version that built it, "tensorrt_rtx 1.7.1.116".
+    pins = [f"'{built_by.replace('_', '-').replace(' ', '==')}'" for built_by in sorted(set(found.values()))]
     texts = {
         "README.md": _README.format(
             version=__version__,
             model=MODEL,
             backend=settings.backend,
-            engines=details,
-            requirement=f".[{','.join(runtimes)}]" if runtimes else ".",
+            engines=f" and its engines {', '.join(found)}" if found else "",
+            requirements=" ".join([f"'.[{','.join(runtimes)}]'", *pins] if found else ["."]),
         ),
         "client.py": Path(client.__file__).read_text(),
         f"{MODEL}/config.pbtxt": config_text(settings),

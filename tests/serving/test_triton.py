@@ -21,7 +21,6 @@ from amsa.serving.triton.repository import deploy
 
 from .triton_config import as_triton_says, parsed
 
-
 # ------------------------------------------------------------------------------------------------ config.pbtxt
 
 
@@ -136,8 +135,8 @@ def test_engines_travel_with_the_model(tmp_path: Path) -> None:
     assert names(there) == names(tmp_path / "engines/rtx-sm75-fp16")
     assert (there / "match.engine").read_bytes() == b"engine of match"
     readme = (repository / "README.md").read_text()
-    assert "rtx-sm75-fp16 (tensorrt_rtx 1.7.1)" in readme
-    assert "'.[rtx]'" in readme
+    assert "its engines rtx-sm75-fp16" in readme
+    assert "'.[rtx]' 'tensorrt-rtx==1.7.1'" in readme
 
 
 def test_engines_that_would_not_run_are_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ function fill(element, attributes, children) {
     if (typeof value === "function") element.addEventListener(name, value);
     else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
   return element;
 }
 
@@ -19,17 +19,21 @@ const s = (tag, attributes = {}, ...children) => fill(document.createElementNS("
 const DASH = "–";
 const known = (value) => typeof value === "number" && Number.isFinite(value);
 
-/** At least three significant digits, thousands apart, as 1,946 or 33.1 or 0.0021. */
+/** Three significant digits or all before the point, thousands apart, as 1,946 or 33.0 or 0.00210; whole numbers as they are. */
 function number(value) {
   if (!known(value)) return DASH;
-  const options = Math.abs(value) >= 100 ? { maximumFractionDigits: 0 } : { maximumSignificantDigits: 3 };
+  const whole = Math.abs(value) >= 100 || Number.isInteger(value);
+  const options = whole ? { maximumFractionDigits: 0 } : { minimumSignificantDigits: 3, maximumSignificantDigits: 3 };
   return value.toLocaleString("en", options);
 }
 
+/** Round numbers, as those of axes. */
+const short = (value) => value.toLocaleString("en", { maximumSignificantDigits: 3 });
+const shortDuration = (ms) => !ms ? "0" : ms < 1000 ? `${short(ms)} ms` : `${short(ms / 1e3)} s`;
 const percent = (share) => !known(share) ? DASH : `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
 const duration = (ms) => !known(ms) ? DASH : ms < 1000 ? `${number(ms)} ms` : `${number(ms / 1e3)} s`;
 const times = (ratio) => !known(ratio) ? DASH : `${ratio.toFixed(ratio < 10 ? 2 : 1)} ×`;
-const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
+const plural = (count, word, ending = "s") => `${number(count)} ${word}${count === 1 ? "" : ending}`;
 const size = ([width, height]) => `${width}×${height}`;
 const sum = (values) => values.reduce((total, value) => total + (value ?? 0), 0);
 const divide = (a, b) => known(a) && known(b) && b > 0 ? a / b : null;
@@ -54,6 +58,7 @@ const STAGES = new Map([
   ["fusion", ["#5f6b67", "square"]],
   ["other", ["#b9c3bf", "circle"]],
 ]);
+const DARK = new Set(["#0072b2", "#5f6b67"]); // on which white is read better than black
 const CONTENDERS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
 const SHAPES = ["circle", "square", "triangle", "diamond", "hexagon", "cross"];
 
@@ -63,7 +68,7 @@ function stageLook(name) {
     STAGES.set(name, [`hsl(${Math.round(i * 137.5) % 360} 55% 55%)`, SHAPES[i % SHAPES.length]]);
   }
   const [colour, shape] = STAGES.get(name);
-  return { colour, shape };
+  return { colour, shape, ink: DARK.has(colour) ? "#fff" : "#0d1413" };
 }
 
 const contenderColour = (i) => CONTENDERS[i % CONTENDERS.length];
@@ -101,12 +106,10 @@ function ticks(low, high, count) {
   return Array.from({ length: Math.floor(high / step + 1e-9) - first + 1 }, (_, i) => (first + i) * step);
 }
 
-/** 1, 2, 5, 10, .. from low to high: all, or only powers of ten where those would be many. */
+/** Round numbers from low to high for a logarithmic axis, at most `count`; if need be more, but powers of ten only. */
 function logTicks(low, high, count) {
-  const found = [];
-  for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++) {
-    for (const n of [1, 2, 5]) found.push(n * 10 ** e);
-  }
-  const inside = found.filter((tick) => tick >= low * 0.999 && tick <= high * 1.001);
-  return inside.length <= count ? inside : inside.filter((tick) => Math.abs(Math.log10(tick) % 1) < 1e-6);
+  const powers = [];
+  for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++) powers.push(10 ** e);
+  const inside = (steps) => powers.flatMap((power) => steps.map((step) => step * power)).filter((tick) => tick >= low * 0.999 && tick <= high * 1.001);
+  return [[1, 1.5, 2, 3, 4, 5, 7], [1, 2, 5]].map(inside).find((found) => found.length <= count) ?? inside([1]);
 }

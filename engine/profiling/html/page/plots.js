@@ -22,8 +22,9 @@ function plot({ title, description, hint, draw }) {
     const mark = (element, text) => {
       const tell = () => { readout.textContent = text; };
       const index = marks.length;
+      element.classList.add("mark");
       fill(element, {
-        class: "mark", role: "img", "aria-label": text, tabindex: index ? -1 : 0, focus: tell, pointerenter: tell,
+        role: "img", "aria-label": text, tabindex: index ? -1 : 0, focus: tell, pointerenter: tell,
         keydown: (event) => {
           const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
           const next = event.key === "Home" ? 0 : event.key === "End" ? marks.length - 1 : step && index + step;
@@ -54,10 +55,11 @@ function fit(content, pixels) {
   return content.length <= count ? content : `${content.slice(0, count - 1)}…`;
 }
 
-function horizontalAxis(places, scale, label, top, bottom) {
+/** Lines and labels of an axis; at the drawing's edges labels stay inside. */
+function horizontalAxis(places, scale, label, top, bottom, width) {
   return places.map((place) => s("g", {},
     s("line", { class: "grid", x1: scale(place), x2: scale(place), y1: top, y2: bottom }),
-    text(scale(place), bottom + 16, label(place), { class: "tick", "text-anchor": "middle" })));
+    text(scale(place), bottom + 16, label(place), { class: "tick", "text-anchor": scale(place) < 24 ? "start" : scale(place) > width - 24 ? "end" : "middle" })));
 }
 
 const legend = (entries) => h("ul", { class: "legend" }, entries.map(([icon, label]) => h("li", {}, icon, label)));
@@ -71,7 +73,7 @@ function stageBars(measured) {
     const right = 18;
     const x = (ms) => left + (most > 0 ? ms / most : 0) * (width - left - right);
     const bottom = row * measured.length + 4;
-    const children = most > 0 ? horizontalAxis(ticks(0, most, width / 110), x, duration, 4, bottom) : [];
+    const children = most > 0 ? horizontalAxis(ticks(0, most, width / 70), x, shortDuration, 4, bottom, width) : [];
     measured.forEach((m, i) => {
       const top = row * i + 24;
       const total = duration(totals[i]);
@@ -82,12 +84,12 @@ function stageBars(measured) {
         const share = divide(stage.milliseconds, totals[i]);
         const [begin, wide] = [x(from), x(from + stage.milliseconds) - x(from)];
         from += stage.milliseconds;
-        const { colour } = stageLook(stage.name);
+        const { colour, ink } = stageLook(stage.name);
         const shape = s("rect", { x: begin, y: top, width: Math.max(wide - (wide > 3 ? 1 : 0), 0.5), height: bar, fill: colour });
         const calls = stage.name === "other" ? "" : `, ${plural(stage.calls, "call")}`;
         children.push(mark(shape, `${m.label}, ${stage.name}: ${duration(stage.milliseconds)}, ${percent(share)}${calls}`));
         const fits = [`${stage.name} ${percent(share)}`, stage.name].find((label) => label.length * CHARACTER + 8 < wide);
-        if (fits) children.push(text(begin + wide / 2, top + bar / 2 + 4, fits, { class: "inside", "text-anchor": "middle" }));
+        if (fits) children.push(text(begin + wide / 2, top + bar / 2 + 4, fits, { class: "inside", fill: ink, "text-anchor": "middle" }));
       }
     });
     return { height: bottom + 24, children };
@@ -111,8 +113,8 @@ function latencyDots(measured) {
   const draw = (width, mark) => {
     const x = (ms) => edge + (Math.log(ms / low) / Math.log(high / low)) * (width - 2 * edge);
     const bottom = row * measured.length;
-    const places = high / low > 3 ? logTicks(low, high, width / 70) : ticks(low, high, width / 110);
-    const children = horizontalAxis(places, x, duration, 4, bottom);
+    const places = high / low > 3 ? logTicks(low, high, width / 70) : ticks(low, high, width / 70);
+    const children = horizontalAxis(places, x, shortDuration, 4, bottom, width);
     measured.forEach((m, i) => {
       const { milliseconds, p50, p90, p99 } = m.latency;
       const top = row * i + 34;
@@ -155,17 +157,17 @@ function rangeBars(stages, title) {
     const left = Math.min(120, width * 0.3), right = 24;
     const x = (ms) => left + (ms / most) * (width - left - right);
     const bottom = row * rows.length + 4;
-    const children = horizontalAxis(ticks(0, most, width / 110), x, duration, 4, bottom);
+    const children = horizontalAxis(ticks(0, most, width / 70), x, shortDuration, 4, bottom, width);
     rows.forEach(([name, [low, high, launches]], i) => {
       const top = row * i + 8;
       const shape = s("rect", { x: x(low), y: top + 2, width: Math.max(x(high) - x(low), 2), height: 22, rx: 3, fill: stageLook(name).colour, class: "range" });
       const range = `${number(low)} to ${number(high)} ms`;
       children.push(text(2, top + 17, fit(name, left - 4), { class: "label" }));
-      children.push(mark(shape, `${name}: ${range}, ${plural(launches, "launch").replace("launchs", "launches")}; estimate, not measured`));
+      children.push(mark(shape, `${name}: ${range}, ${plural(launches, "launch", "es")}; estimate, not measured`));
       const wide = range.length * CHARACTER + 8;
       const place = x(high) + wide < width ? [x(high) + 6, "start"] : x(low) - wide > left ? [x(low) - 6, "end"] : null;
       if (place) children.push(text(place[0], top + 17, range, { class: "tick halo", "text-anchor": place[1] }));
-      else children.push(text((x(low) + x(high)) / 2, top + 17, range, { class: "inside", "text-anchor": "middle" }));
+      else children.push(text((x(low) + x(high)) / 2, top + 17, range, { class: "inside", fill: stageLook(name).ink, "text-anchor": "middle" }));
     });
     return { height: bottom + 24, children };
   };

@@ -3,6 +3,7 @@
 const profile = JSON.parse(document.getElementById("profile").textContent);
 const cards = JSON.parse(document.getElementById("cards").textContent);
 const { measured, estimates } = profile;
+const BESIDE = 3; // contenders whose table leaves room for plots beside it
 const ESTIMATE = "estimate, not measured";
 
 const fileName = (path) => path.replace(/[\\/]+$/, "").split(/[\\/]/).pop() || path;
@@ -15,10 +16,11 @@ function headline() {
   const [width, height] = profile.lr;
   const matched = profile.ref_scales * profile.refs.length;
   const references = `${profile.refs.length > 1 ? "references" : "reference"} ${profile.refs.map(size).join(", ")}`;
+  const network = [profile.variant === fileName(profile.model) ? null : profile.variant, profile.trained ? null : "untrained"].filter(Boolean).map((word) => `${word}, `).join("");
   return h("header", {},
     h("p", { class: "kicker" }, `amsa ${profile.version} profile, ${profile.made.replace("T", " ").replace("+00:00", " UTC")}`),
     h("h1", { title: profile.model }, fileName(profile.model)),
-    lead(`${profile.variant}${profile.trained ? "" : ", untrained"}: LR ${size([width, height])} to ${size([4 * width, 4 * height])}, ${references}; `
+    lead(`${network}LR ${size([width, height])} to ${size([4 * width, 4 * height])}, ${references}; `
       + `restored from ${profile.restored} of ${matched} references at a scale.`),
     h("div", { class: "tiles" }, tiles()),
     profile.notes.length ? h("p", { class: "lead" }, h("a", { href: "#notes" }, plural(profile.notes.length, "note")), " on how to read these numbers.") : null);
@@ -31,7 +33,7 @@ function tiles() {
     found.push(tile(duration(first.latency.p50), `a picture, ${first.label}, median of ${first.latency.milliseconds.length}`));
     for (const other of others) {
       const [time, cpu] = [divide(other.latency.p50, first.latency.p50), divide(other.cpu_ms, first.cpu_ms)];
-      found.push(tile(times(time), `the time with ${other.label}; CPU time ${times(cpu)}`));
+      found.push(tile(times(time), `as long with ${other.label}; CPU time ${times(cpu)}`));
     }
     found.push(tile(`${number(first.peak_host_mb)} MB`, `peak memory, ${first.label}`));
   }
@@ -48,7 +50,7 @@ function contenders() {
   const rows = (title, entries) => [h("tr", { class: "group" }, h("th", { colspan: measured.length + 1, scope: "rowgroup" }, title)),
     entries.map(([name, show]) => h("tr", {}, h("th", { scope: "row" }, name), measured.map((m) => h("td", {}, show(m)))))];
   const ofFirst = (value) => (m) => m === first ? "1" : times(divide(value(m), value(first)));
-  const psnr = (m) => m === first ? "" : known(m.psnr_to_first) ? `${m.psnr_to_first.toFixed(1)} dB` : "equal";
+  const psnr = (m) => m === first ? "" : known(m.psnr_to_first) ? m.psnr_to_first.toFixed(1) : "equal";
   const sensors = [...new Set(measured.flatMap((m) => Object.keys(m.sensors)))];
   const range = (found) => found ? `${number(found[1])} (${number(found[0])} to ${number(found[2])})` : DASH;
   const several = measured.length > 1;
@@ -59,21 +61,21 @@ function contenders() {
       h("tbody", {},
         rows("how it runs", [["device", (m) => m.device], ["precision", (m) => m.precision], ["kernels", (m) => m.kernels]]),
         rows("time of a picture", [
-          ["p50", (m) => h("b", {}, `${number(m.latency.p50)} ms`)],
-          ["p90", (m) => `${number(m.latency.p90)} ms`],
-          ["p99", (m) => `${number(m.latency.p99)} ms`],
+          ["p50, ms", (m) => h("b", {}, number(m.latency.p50))],
+          ["p90, ms", (m) => number(m.latency.p90)],
+          ["p99, ms", (m) => number(m.latency.p99)],
           ["pictures timed", (m) => `${m.latency.milliseconds.length}`],
           ["pictures per second", (m) => number(m.latency.per_second)],
           several && ["time, of the first's", ofFirst((m) => m.latency.p50)],
-          ["CPU time, all threads", (m) => `${number(m.cpu_ms)} ms`],
+          ["CPU time of all threads, ms", (m) => number(m.cpu_ms)],
           several && ["CPU time, of the first's", ofFirst((m) => m.cpu_ms)],
         ].filter(Boolean)),
-        rows("once", [["first picture", (m) => `${number(m.first_ms)} ms`], ["opening", (m) => `${number(m.open_ms)} ms`]]),
+        rows("once", [["first picture, ms", (m) => number(m.first_ms)], ["opening, ms", (m) => number(m.open_ms)]]),
         rows("memory", [
-          ["peak, process", (m) => `${number(m.peak_host_mb)} MB`],
-          measured.some((m) => known(m.peak_device_mb)) && ["peak, GPU", (m) => known(m.peak_device_mb) ? `${number(m.peak_device_mb)} MB` : DASH],
+          ["peak of the process, MB", (m) => number(m.peak_host_mb)],
+          measured.some((m) => known(m.peak_device_mb)) && ["peak on the GPU, MB", (m) => number(m.peak_device_mb)],
         ].filter(Boolean)),
-        several ? rows("picture", [["PSNR to the first's", psnr]]) : [],
+        several ? rows("picture", [["PSNR to the first's, dB", psnr]]) : [],
         sensors.length ? rows("sensors: median (least to most)", sensors.map((name) => [name, (m) => range(m.sensors[name])])) : [])));
 }
 
@@ -167,7 +169,7 @@ function estimateSection(estimate, card) {
     largest.length ? [
       h("h4", {}, `The ${largest.length} largest layers of ${estimate.layers.length} `, badge()),
       plainTable("Largest layers, estimated", ["layer", "stage", "kind", "limited by", "ms, low", "ms, high"],
-        largest.map((layer) => [layer.name, stageCell(layer.stage), layer.op, layer.bound, number(layer.low_ms), number(layer.high_ms)])),
+        largest.map((layer) => [layer.name, stageCell(layer.stage), layer.op, layer.bound, number(layer.low_ms), number(layer.high_ms)]), 4),
     ] : null,
     plotted ? [
       h("h4", {}, "Roofline of the card ", badge()),
@@ -189,22 +191,23 @@ function machineFacts() {
 const layered = measured.filter((m) => m.layers.length);
 const figures = measuredRooflines(layered);
 const sections = [
-  measured.length && contenders(),
-  measured.some((m) => m.stages.length) && stages(),
-  measured.length && latency(),
+  measured.length && h("div", { class: measured.length <= BESIDE ? "beside" : null },
+    contenders(),
+    h("div", {}, measured.some((m) => m.stages.length) && stages(), latency())),
   layered.length && layers(layered),
   figures.length && measuredRoofline(figures),
-  estimates.length && section("estimates", "On other cards", lead("Computed from the model's graphs and the cards' published figures; nothing here was measured."),
+  estimates.length && section("estimates", "Estimates, not measured", lead("Computed from the model's graphs and the cards' published figures; nothing here was measured."),
     estimates.map((estimate, i) => estimateSection(estimate, cards[i]))),
   profile.notes.length && section("notes", "Notes", h("ul", {}, profile.notes.map((note) => h("li", {}, note)))),
   machineFacts(),
 ].filter(Boolean);
 
+const main = h("main", {}, sections);
 document.title = `${fileName(profile.model)}: amsa profile`;
 document.getElementById("report").append(
   headline(),
-  h("nav", { "aria-label": "Sections" }, sections.map((one) => h("a", { href: `#${one.id}` }, one.querySelector("h2").textContent))),
-  h("main", {}, sections));
+  h("nav", { "aria-label": "Sections" }, [...main.querySelectorAll("section")].map((one) => h("a", { href: `#${one.id}` }, one.querySelector("h2").textContent))),
+  main);
 redraw();
 addEventListener("resize", () => redraw());
 addEventListener("beforeprint", () => redraw(true));

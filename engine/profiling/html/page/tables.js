@@ -7,28 +7,32 @@ const scroll = (label, ...children) => h("div", { class: "scroll", tabindex: 0, 
 
 const numbersBehind = (label, table) => h("details", { class: "numbers" }, h("summary", {}, label), table);
 
-/** Rows of cells, text or elements; the first cell of a row is its head. */
-function plainTable(label, heads, rows) {
+/** Rows of cells, text or elements; the first cell of a row is its head, the first `words` columns are not numbers. */
+function plainTable(label, heads, rows, words = 1) {
+  const left = (i) => ({ class: i < words ? "words" : null });
   return scroll(label,
-    h("thead", {}, h("tr", {}, heads.map((head) => h("th", { scope: "col" }, head)))),
-    h("tbody", {}, rows.map(([head, ...cells]) => h("tr", {}, h("th", { scope: "row" }, head), cells.map((cell) => h("td", {}, cell))))));
+    h("thead", {}, h("tr", {}, heads.map((head, i) => h("th", { scope: "col", ...left(i) }, head)))),
+    h("tbody", {}, rows.map(([head, ...cells]) => h("tr", {}, h("th", { scope: "row" }, head), cells.map((cell, i) => h("td", left(i + 1), cell))))));
 }
 
 /** A column: its head, what it sorts by, and how it is shown; `words`: text, not a number. */
 const column = (head, value, show = number, words = false) => ({ head, value, show, words });
 
 const stageCell = (name) => h("span", { class: "stage" }, swatch(stageLook(name).colour, stageLook(name).shape), name);
-const shareCell = (share) => h("span", { class: "share", style: `--share: ${(100 * (share ?? 0)).toFixed(1)}%` }, percent(share));
+/** A share with a bar behind it; the largest share's bar is as wide as the cell. */
+const shareCell = (largest) => (share) =>
+  h("span", { class: "share", style: `--share: ${(100 * (divide(share, largest) ?? 0)).toFixed(1)}%` }, percent(share));
 
 function measuredColumns(layers) {
   const total = sum(layers.map((layer) => layer.milliseconds));
+  const largest = divide(Math.max(...layers.map((layer) => layer.milliseconds)), total);
   return [
     column("layer", (layer) => layer.name, String, true),
     column("stage", (layer) => layer.stage, stageCell, true),
     column("kind", (layer) => layer.op, String, true),
     column("calls", (layer) => layer.calls),
     column("ms", (layer) => layer.milliseconds),
-    column("share", (layer) => divide(layer.milliseconds, total), shareCell),
+    column("share", (layer) => divide(layer.milliseconds, total), shareCell(largest)),
     column("GMACs", (layer) => divide(layer.macs || null, 1e9)),
     column("MB", (layer) => divide(layer.bytes, 1e6)),
     column("GFLOP/s", (layer) => gflops(layer)),
