@@ -58,7 +58,7 @@ def profile(
         typer.Option("--gpu", help="Estimate the times on this card, as rtx2080ti; it need not be here; may be repeated."),
     ] = None,
     seed: Seed = 0,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for profile.json.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for profile.json and profile.html.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure where time and memory go, against PyTorch or other models. Exit code 1: one of them could not be measured."""
@@ -114,18 +114,19 @@ def profile(
 
 
 def _report(result: Profile, output: Path | None, as_json: bool) -> None:
+    from ..engine.profiling import html
     from ..engine.profiling.files import FILE, to_json, write_file
     from ..engine.profiling.tables import tables
 
     if output is not None:
-        written = write_file(output, FILE, to_json(result))
+        written = write_file(output, FILE, to_json(result)), write_file(output, html.FILE, html.make_page(result))
     if as_json:
         sys.stdout.write(to_json(result))
     else:
         for part in tables(result):
             out.print(part)
         if output is not None:
-            out.print(f"{written}: all of it, every layer of every contender")
+            out.print(f"{written[0]} and, to look at, {written[1]}: all of it, every layer of every contender")
 
 
 def _pictures(photos: list[Path], lr: str | None, refs: list[str], seed: int) -> tuple[Photo, list[Photo], list[str]]:

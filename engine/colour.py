@@ -30,6 +30,9 @@ def fill_transparent(photo: Photo) -> Photo:
         return photo
     import cv2
 
+    def resize(level: Floats, size: tuple[int, ...], how: int) -> Floats:
+        return cv2.resize(level, size, interpolation=how).astype(np.float32, copy=False)
+
     visible = photo.alpha > 0
     if visible.all() or not visible.any():
         return photo
@@ -39,10 +42,10 @@ def fill_transparent(photo: Photo) -> Photo:
     while not weights.all():
         levels.append((colours, weights))
         half = -(-weights.shape[1] // 2), -(-weights.shape[0] // 2)
-        colours, weights = (cv2.resize(level, half, interpolation=cv2.INTER_AREA) for level in (colours, weights))
+        colours, weights = resize(colours, half, cv2.INTER_AREA), resize(weights, half, cv2.INTER_AREA)
     filled: Floats = colours / weights[..., None]
     for colours, weights in reversed(levels):
-        filled = cv2.resize(filled, weights.shape[::-1], interpolation=cv2.INTER_LINEAR).reshape(*weights.shape, 3)
+        filled = resize(filled, weights.shape[::-1], cv2.INTER_LINEAR).reshape(*weights.shape, 3)
         known = weights > 0
         filled[known] = colours[known] / weights[known, None]
     filled[visible] = rgb[visible]

@@ -38,7 +38,7 @@ def for_cpu(stage: str, graph: bytes) -> bytes:
         _take_values_last(model.graph)
         _fuse(model.graph)
         _split_means(model.graph)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def _declare_last(tensor: ValueInfoProto) -> None:

@@ -137,7 +137,7 @@ class Plan:
         least = max(least, int(smallest * (each + summed)))
         if left < least:
             fitting = (left_in_turn + largest - least) / (features_bytes(self.config, self.precision, (1000, 1000))[1])
-            more = f" for references of at most {fitting:.2g} megapixels" if fitting >= 0.1 else ""
+            more = f", which is enough for references of {fitting:.2g} megapixels" if fitting >= 0.1 else ""
             self._refuse(f"restoring from the largest reference needs {show_bytes(largest + least)}", more)
         windows = cut(*size, halo, side=self.tile + 2 * halo, area=max(smallest, int(left / each if keep else 0.6 * left / each)))
         group = 1 if keep else max(1, int(0.4 * left / (windows[0].area * summed)))
@@ -168,7 +168,7 @@ class Plan:
     def _refuse(self, what: str, fits: str = "") -> None:
         room = max(0, self._room())
         raise AmsaError(
-            f"not enough memory: {what}, and {self.memory} leaves {show_bytes(room)}{fits}; "
+            f"not enough memory: {what}, and within {self.memory} there is room for {show_bytes(room)}{fits}; "
             "scale the pictures down, or allow more memory"
         )
 

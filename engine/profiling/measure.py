@@ -36,7 +36,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured: pictures that count; seconds of these after which a contender begins no further one; whether layers."""
+    """How much is measured: pictures that count; seconds of them after which a contender begins no more; whether layers."""
 
     runs: int = 10
     seconds: float = 60.0

@@ -48,7 +48,8 @@ def choose_streams(clip: Clip, output: Path) -> Copied:
             name = "time code" if "timecode" in stream.metadata else stream.name or "unknown kind"
             kind = f"{stream.type} stream {stream.index} ({name})"
             if not _takes(CONTAINERS[output.suffix.lower()], stream):
-                notes.append(f"{kind} is left out: {output.suffix} files cannot hold it; write a .mkv")
+                other = "" if output.suffix.lower() == ".mkv" else "; write a .mkv"
+                notes.append(f"{kind} is left out: {output.suffix} files cannot hold it{other}")
                 continue
             if stream.type == "video" and not stream.disposition & Disposition.attached_pic:
                 notes.append(f"{kind} is copied as it is: only the first video stream is upscaled")
@@ -184,6 +185,8 @@ def _copied_packets(clip: Clip, source: InputContainer, copies: dict[int, Stream
         return
     try:
         for packet in source.demux(*wanted):
+            if packet.size and packet.stream.disposition & Disposition.attached_pic:
+                packet.pts = packet.dts = 0  # a cover picture has no time
             if packet.size and packet.dts is not None:
                 packet.stream = copies[packet.stream.index]
                 yield packet

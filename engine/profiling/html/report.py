@@ -11,6 +11,7 @@ from ..estimate import find_gpu, stage_times
 from ..files import to_json
 from ..results import Estimate, Profile
 from ..roofline import L2_FACTOR
+from ..tables import speed_up
 
 FILE = "profile.html"
 
@@ -29,10 +30,12 @@ def make_page(profile: Profile) -> str:
         "style": (_PAGE / "style.css").read_text("utf-8"),
         "script": "\n".join((_PAGE / name).read_text("utf-8") for name in _SCRIPTS),
         "profile": _embedded(to_json(profile)),
-        "cards": _embedded(json.dumps([_card(estimate) for estimate in profile.estimates], allow_nan=False)),
+        "derived": _embedded(json.dumps(_derived(profile), allow_nan=False)),
     }
     # In one pass: what looks like a mark in a model's name stays as it is.
-    return re.sub(r"/\*(style|script|profile|cards)\*/", lambda mark: parts[mark[1]], (_PAGE / "template.html").read_text("utf-8"))
+    return re.sub(
+        r"/\*(style|script|profile|derived)\*/", lambda mark: parts[mark[1]], (_PAGE / "template.html").read_text("utf-8")
+    )
 
 
 def _embedded(strict: str) -> str:
@@ -41,8 +44,14 @@ def _embedded(strict: str) -> str:
     return strict.replace("<", "\\u003c")
 
 
+def _derived(profile: Profile) -> dict[str, Any]:
+    """What the page needs beside the profile: how many times as long as the first each takes, and each estimate's card."""
+    ratios = [speed_up(profile.measured[0], run) for run in profile.measured]
+    return {"ratios": ratios, "cards": [_card(estimate) for estimate in profile.estimates]}
+
+
 def _card(estimate: Estimate) -> dict[str, Any]:
-    """What an estimate's section shows beside the estimate: its stages, and the card's roofs in 10^9 per second."""
+    """An estimate's stages, and its card's roofs in 10^9 per second: operations, and bytes."""
     card = find_gpu(estimate.gpu)
     arithmetic = [
         ("FP16 tensor cores, summed in FP16", 1e3 * card.fp16_tensor_tflops),

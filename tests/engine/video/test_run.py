@@ -15,6 +15,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from numpy.typing import NDArray
 
 from amsa import AmsaError, Upscaler
@@ -142,6 +143,28 @@ def test_a_turned_clip_comes_out_upright(upscaler: Upscaler, tmp_path: Path) -> 
         assert (frame.width, frame.height, frame.rotation) == (96, 128, 0)
         small = resize_bicubic(frame.to_ndarray(format="rgb24").astype(np.float32), 32, 24)
         assert np.abs(small - np.rot90(pictures(2)[0])).mean() < 12
+
+
+def test_cover_pictures(upscaler: Upscaler, tmp_path: Path) -> None:
+    make_clip(tmp_path / "plain.mp4", pictures(2))
+    cover = packets(make_clip(tmp_path / "cover.mkv", pictures(1, seed=5), codec="mjpeg", pix_fmt="yuvj420p"), "video")[0][1]
+    with av.open(str(tmp_path / "plain.mp4")) as source, av.open(str(tmp_path / "a.mp4"), "w") as result:
+        video = result.add_stream_from_template(source.streams.video[0])
+        with av.open(str(tmp_path / "cover.mkv")) as picture:
+            still = result.add_stream_from_template(picture.streams.video[0], opaque=True)
+            still.disposition = Disposition.attached_pic
+            for packet in source.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = video
+                    result.mux(packet)
+            attached = av.Packet(cover)
+            attached.stream, attached.pts, attached.dts, attached.time_base = still, 0, 0, Fraction(1, 1000)
+            result.mux(attached)
+    upscale(upscaler, tmp_path / "a.mp4", tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        copied = container.streams.video[1]
+        assert copied.disposition & Disposition.attached_pic
+        assert [bytes(p) for p in container.demux(copied) if p.size] == [cover]
 
 
 def test_av1_in_webm(upscaler: Upscaler, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 // The sections, from top to bottom.
 
 const profile = JSON.parse(document.getElementById("profile").textContent);
-const cards = JSON.parse(document.getElementById("cards").textContent);
+const { ratios, cards } = JSON.parse(document.getElementById("derived").textContent);
 const { measured, estimates } = profile;
 const BESIDE = 3; // contenders whose table leaves room for plots beside it
 const ESTIMATE = "estimate, not measured";
@@ -31,10 +31,9 @@ function tiles() {
   const [first, ...others] = measured;
   if (first) {
     found.push(tile(duration(first.latency.p50), `a picture, ${first.label}, median of ${first.latency.milliseconds.length}`));
-    for (const other of others) {
-      const [time, cpu] = [divide(other.latency.p50, first.latency.p50), divide(other.cpu_ms, first.cpu_ms)];
-      found.push(tile(times(time), `as long with ${other.label}; CPU time ${times(cpu)}`));
-    }
+    others.forEach((other, i) => {
+      found.push(tile(times(ratios[i + 1]), `as long with ${other.label}; CPU time ${times(divide(other.cpu_ms, first.cpu_ms))}`));
+    });
     found.push(tile(`${number(first.peak_host_mb)} MB`, `peak memory, ${first.label}`));
   }
   for (const estimate of estimates) {
@@ -48,8 +47,7 @@ const contenderHeads = () => measured.map((m, i) => h("span", { class: "stage" }
 function contenders() {
   const first = measured[0];
   const rows = (title, entries) => [h("tr", { class: "group" }, h("th", { colspan: measured.length + 1, scope: "rowgroup" }, title)),
-    entries.map(([name, show]) => h("tr", {}, h("th", { scope: "row" }, name), measured.map((m) => h("td", {}, show(m)))))];
-  const ofFirst = (value) => (m) => m === first ? "1" : times(divide(value(m), value(first)));
+    entries.map(([name, show]) => h("tr", {}, h("th", { scope: "row" }, name), measured.map((m, i) => h("td", {}, show(m, i)))))];
   const psnr = (m) => m === first ? "" : known(m.psnr_to_first) ? m.psnr_to_first.toFixed(1) : "equal";
   const sensors = [...new Set(measured.flatMap((m) => Object.keys(m.sensors)))];
   const range = (found) => found ? `${number(found[1])} (${number(found[0])} to ${number(found[2])})` : DASH;
@@ -66,9 +64,9 @@ function contenders() {
           ["p99, ms", (m) => number(m.latency.p99)],
           ["pictures timed", (m) => `${m.latency.milliseconds.length}`],
           ["pictures per second", (m) => number(m.latency.per_second)],
-          several && ["time, of the first's", ofFirst((m) => m.latency.p50)],
+          several && ["time, of the first's", (m, i) => m === first ? "1" : times(ratios[i])],
           ["CPU time of all threads, ms", (m) => number(m.cpu_ms)],
-          several && ["CPU time, of the first's", ofFirst((m) => m.cpu_ms)],
+          several && ["CPU time, of the first's", (m) => m === first ? "1" : times(divide(m.cpu_ms, first.cpu_ms))],
         ].filter(Boolean)),
         rows("once", [["first picture, ms", (m) => number(m.first_ms)], ["opening, ms", (m) => number(m.open_ms)]]),
         rows("memory", [

@@ -16,7 +16,7 @@ function roofline({ title, description, points, arithmetic, memory, xs, ys, esti
   const largest = Math.max(...points.map((point) => point.weight));
   const ranked = [...points].sort((a, b) => b.weight - a.weight);
   const draw = (width, mark) => {
-    const frame = { left: 46, right: width - 14, top: 30, bottom: Math.round(Math.min(420, Math.max(250, width * 0.62))) };
+    const frame = { left: 46, right: width - 14, top: 30, bottom: Math.round(Math.min(420, Math.max(310, width * 0.62))) };
     const x = (v) => frame.left + (Math.log(v / xs[0]) / Math.log(xs[1] / xs[0])) * (frame.right - frame.left);
     const y = (v) => frame.bottom - (Math.log(v / ys[0]) / Math.log(ys[1] / ys[0])) * (frame.bottom - frame.top);
     const tens = ([low, high]) => logTicks(low, high, 0);
