@@ -247,7 +247,8 @@ class LRFeatures:
             made = self._part(window.rows, window.cols)
             return made if keep_content else {k: v for k, v in made.items() if k != "content"}
 
-        windows = cut(*lr.shape[2:], self._halo, area=most, multiple=LR_MULTIPLE)
+        height, width = lr.shape[2:]
+        windows = cut(height, width, self._halo, area=most, multiple=LR_MULTIPLE)
         self.queries = in_windows(windows, encode)
         self._content = self.queries.pop("content", None)
 

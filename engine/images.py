@@ -98,7 +98,7 @@ class PackedPhoto(Photo):
             object.__setattr__(self, name, value)  # as a frozen dataclass does
 
     @property
-    def rgb(self) -> NDArray[np.float32]:  # type: ignore[override]
+    def rgb(self) -> NDArray[np.float32]:
         return _photo(self.samples).rgb
 
     @property

@@ -154,11 +154,11 @@ class Plan:
 
     def _make_room(self, need: int, drop: bool = True) -> bool:
         """Whether so many bytes can be had: if need be, without what stages keep, and without values that can be made again."""
-        for attempt in (lambda: None, self.free, self._drop_values if drop else lambda: None):
-            attempt()
-            if self._room() >= need:
-                return True
-        return False
+        if self._room() < need:
+            self.free()
+        if drop and self._room() < need:
+            self._drop_values()
+        return self._room() >= need
 
     def _drop_values(self) -> None:
         for reference in self.references:

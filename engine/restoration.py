@@ -117,12 +117,14 @@ def restore(
         step: called before each window's restoring from each reference.
     """
     every = slice(None)
+    values: Mapping[str, Any] = {}
+    inputs: dict[str, Any] = {}
     for first in range(0, len(order.windows), order.group):
         windows = order.windows[first : first + order.group]
         sums: list[Any] = [None] * len(windows)
         for i, reference in enumerate(references):
             if not order.keep and not reference.features.held:
-                values = inputs = {}  # which hold the last reference's
+                values, inputs = {}, {}  # which hold the last reference's
                 for other in references:
                     other.features.drop_values()
             values = reference.features.values()

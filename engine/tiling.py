@@ -24,7 +24,7 @@ class Window:
     @property
     def area(self) -> int:
         """Positions that are computed."""
-        return (self.rows.stop - self.rows.start) * (self.cols.stop - self.cols.start)
+        return int((self.rows.stop - self.rows.start) * (self.cols.stop - self.cols.start))
 
 
 def cut(

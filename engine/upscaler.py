@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..errors import AmsaError
 from ..stages import LR_MIN, REF_MIN, SCALE
-from .backends import Backend, Execution, open_backend
+from .backends import Backend, Execution, HostExecution, open_backend
 from .colour import fill_transparent, match_low_frequencies
 from .details import Details
 from .features import Encoder, LRFeatures, Reference, scale_sizes, sizes_to_encode
@@ -127,7 +127,7 @@ class Upscaler:
         self.tile = tile
         self.matching = matching
         self.consistent = consistent
-        self._planner = Planner(backend, tile, Memory(max_memory) if backend.device == "CPU" else None)
+        self._planner = Planner(backend, tile, Memory(max_memory) if isinstance(backend, HostExecution) else None)
         self.skip = SKIP.get(self.config.variant, 0.0) if skip is None else skip
 
     @property
@@ -298,15 +298,15 @@ class Upscaler:
             sr = SampleCanvas(on, lr) if plan.tight else TensorCanvas(on, (lr.height, lr.width))
             self._upscale(on, padded, (lr.height, lr.width), references, sr, seed, plan, stats, steps, details, history)
             self._planner.end(plan)
-            tensor = on.to_host(sr.sr) if isinstance(sr, TensorCanvas) else None
+            if isinstance(sr, TensorCanvas):
+                tensor = on.to_host(sr.sr)
         alpha = None
         if lr.alpha is not None:
             alpha = np.clip(resize_bicubic(lr.alpha, SCALE * lr.height, SCALE * lr.width), 0, 1)
-        result = (
-            PackedPhoto(sr.samples, alpha, lr.icc, lr.exif)
-            if isinstance(sr, SampleCanvas)
-            else Photo(colours(tensor[0].transpose(1, 2, 0), lr.gray), alpha, lr.gray, lr.bits, lr.icc, lr.exif)
-        )
+        if isinstance(sr, SampleCanvas):
+            result: Photo = PackedPhoto(sr.samples, alpha, lr.icc, lr.exif)
+        else:
+            result = Photo(colours(tensor[0].transpose(1, 2, 0), lr.gray), alpha, lr.gray, lr.bits, lr.icc, lr.exif)
         return match_low_frequencies(result, lr) if self.consistent else result
 
     def _upscale(

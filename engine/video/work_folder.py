@@ -74,7 +74,7 @@ class WorkFolder:
 
     def __exit__(self, *_: object) -> None:
         """Unlock it; where no segment is whole, nothing of it stays."""
-        if self.done == 0:
+        if not self.segment(0).exists():  # rather than `done`: an interruption may come between the two
             self.remove()
         self._lock.close()
 

@@ -16,7 +16,7 @@ from ..tables import speed_up
 FILE = "profile.html"
 
 _PAGE = Path(__file__).parent / "page"
-_SCRIPTS = ("elements.js", "plots.js", "rooflines.js", "tables.js", "report.js")
+_SCRIPTS = ("elements.js", "plots.js", "rooflines.js", "tables.js", "measured.js", "estimates.js", "report.js")
 """In the order in which they run: each uses what those before it declare."""
 
 

@@ -12,7 +12,8 @@ function fill(element, attributes, children) {
 }
 
 const h = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
-const s = (tag, attributes = {}, ...children) => fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+const s = (tag, attributes = {}, ...children) =>
+  fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 
 // Numbers as text. What is not known is null in the profile, and a dash here.
 
@@ -29,18 +30,18 @@ function number(value) {
 
 /** Round numbers, as those of axes. */
 const short = (value) => value.toLocaleString("en", { maximumSignificantDigits: 3 });
-const shortDuration = (ms) => !ms ? "0" : ms < 1000 ? `${short(ms)} ms` : `${short(ms / 1e3)} s`;
-const percent = (share) => !known(share) ? DASH : `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
-const duration = (ms) => !known(ms) ? DASH : ms < 1000 ? `${number(ms)} ms` : `${number(ms / 1e3)} s`;
-const times = (ratio) => !known(ratio) ? DASH : `${ratio.toFixed(ratio < 10 ? 2 : 1)} ×`;
+const shortDuration = (ms) => (!ms ? "0" : ms < 1000 ? `${short(ms)} ms` : `${short(ms / 1e3)} s`);
+const percent = (share) => (!known(share) ? DASH : `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`);
+const duration = (ms) => (!known(ms) ? DASH : ms < 1000 ? `${number(ms)} ms` : `${number(ms / 1e3)} s`);
+const times = (ratio) => (!known(ratio) ? DASH : `${ratio.toFixed(ratio < 10 ? 2 : 1)} ×`);
 const plural = (count, word, ending = "s") => `${number(count)} ${word}${count === 1 ? "" : ending}`;
 const size = ([width, height]) => `${width}×${height}`;
 const sum = (values) => values.reduce((total, value) => total + (value ?? 0), 0);
-const divide = (a, b) => known(a) && known(b) && b > 0 ? a / b : null;
+const divide = (a, b) => (known(a) && known(b) && b > 0 ? a / b : null);
 
 // What a layer does per second and per byte; a multiply-accumulate is two operations.
 
-const operations = (layer) => layer.macs ? 2 * layer.macs : null;
+const operations = (layer) => (layer.macs ? 2 * layer.macs : null);
 const gflops = (layer, ms = layer.milliseconds) => divide(operations(layer), ms * 1e6);
 const gbs = (layer) => divide(layer.bytes || null, layer.milliseconds * 1e6);
 const intensity = (layer) => divide(operations(layer), layer.bytes);
@@ -88,14 +89,17 @@ function marker(shape, x, y, r) {
   if (shape === "hexagon") return polygon(6, 0, 1.1 * r);
   if (shape === "cross") {
     const [a, b] = [1.35 * r, 0.5 * r];
-    return `M${x - a} ${y - b}H${x - b}V${y - a}H${x + b}V${y - b}H${x + a}V${y + b}H${x + b}V${y + a}H${x - b}V${y + b}H${x - a}Z`;
+    return `M${x - a} ${y - b}h${a - b}v${b - a}h${2 * b}v${a - b}h${a - b}v${2 * b}h${b - a}v${a - b}h${-2 * b}v${b - a}h${b - a}Z`;
   }
   return `M${x - r} ${y}a${r} ${r} 0 1 0 ${2 * r} 0a${r} ${r} 0 1 0 ${-2 * r} 0Z`;
 }
 
 const swatch = (colour, shape = "square") =>
-  s("svg", { class: "swatch", viewBox: "-8 -8 16 16", width: 12, height: 12, "aria-hidden": "true" },
-    s("path", { d: marker(shape, 0, 0, 5.2), fill: colour }));
+  s(
+    "svg",
+    { class: "swatch", viewBox: "-8 -8 16 16", width: 12, height: 12, "aria-hidden": "true" },
+    s("path", { d: marker(shape, 0, 0, 5.2), fill: colour }),
+  );
 
 /** Round numbers from low to high, about `count` of them. */
 function ticks(low, high, count) {
@@ -110,6 +114,14 @@ function ticks(low, high, count) {
 function logTicks(low, high, count) {
   const powers = [];
   for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++) powers.push(10 ** e);
-  const inside = (steps) => powers.flatMap((power) => steps.map((step) => step * power)).filter((tick) => tick >= low * 0.999 && tick <= high * 1.001);
-  return [[1, 1.5, 2, 3, 4, 5, 7], [1, 2, 5]].map(inside).find((found) => found.length <= count) ?? inside([1]);
+  const inside = (steps) =>
+    powers.flatMap((power) => steps.map((step) => step * power)).filter((tick) => tick >= low * 0.999 && tick <= high * 1.001);
+  return (
+    [
+      [1, 1.5, 2, 3, 4, 5, 7],
+      [1, 2, 5],
+    ]
+      .map(inside)
+      .find((found) => found.length <= count) ?? inside([1])
+  );
 }

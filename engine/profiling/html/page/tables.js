@@ -3,16 +3,38 @@
 const SHOWN = 30; // rows until all are asked for
 
 /** A table in a box of its own that scrolls. */
-const scroll = (label, ...children) => h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, h("table", {}, ...children));
+const scroll = (label, ...children) =>
+  h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, h("table", {}, ...children));
 
 const numbersBehind = (label, table) => h("details", { class: "numbers" }, h("summary", {}, label), table);
 
 /** Rows of cells, text or elements; the first cell of a row is its head, the first `words` columns are not numbers. */
 function plainTable(label, heads, rows, words = 1) {
   const left = (i) => ({ class: i < words ? "words" : null });
-  return scroll(label,
-    h("thead", {}, h("tr", {}, heads.map((head, i) => h("th", { scope: "col", ...left(i) }, head)))),
-    h("tbody", {}, rows.map(([head, ...cells]) => h("tr", {}, h("th", { scope: "row" }, head), cells.map((cell, i) => h("td", left(i + 1), cell))))));
+  return scroll(
+    label,
+    h(
+      "thead",
+      {},
+      h(
+        "tr",
+        {},
+        heads.map((head, i) => h("th", { scope: "col", ...left(i) }, head)),
+      ),
+    ),
+    h(
+      "tbody",
+      {},
+      rows.map(([head, ...cells]) =>
+        h(
+          "tr",
+          {},
+          h("th", { scope: "row" }, head),
+          cells.map((cell, i) => h("td", left(i + 1), cell)),
+        ),
+      ),
+    ),
+  );
 }
 
 /** A column: its head, what it sorts by, and how it is shown; `words`: text, not a number. */
@@ -63,17 +85,32 @@ function layerTable(label, layers, columns, by, describe) {
   const state = { by, down: true, stage: "", words: "", all: false };
   const body = h("tbody");
   const count = h("p", { class: "count", "aria-live": "polite" });
-  const more = h("button", { type: "button", class: "more", click: () => { state.all = !state.all; update(); } });
+  const more = h("button", {
+    type: "button",
+    class: "more",
+    click: () => {
+      state.all = !state.all;
+      update();
+    },
+  });
   const heads = columns.map(({ head, words }, i) =>
-    h("th", { scope: "col", class: words ? "words" : null },
-      h("button", {
-        type: "button",
-        click: () => {
-          state.down = state.by === i ? !state.down : !words;
-          state.by = i;
-          update();
+    h(
+      "th",
+      { scope: "col", class: words ? "words" : null },
+      h(
+        "button",
+        {
+          type: "button",
+          click: () => {
+            state.down = state.by === i ? !state.down : !words;
+            state.by = i;
+            update();
+          },
         },
-      }, head)));
+        head,
+      ),
+    ),
+  );
   const compare = (a, b) => {
     const [x, y] = [columns[state.by].value(a), columns[state.by].value(b)];
     if (x === null || y === null) return (x === null) - (y === null); // what is not known comes last, either way
@@ -82,11 +119,24 @@ function layerTable(label, layers, columns, by, describe) {
   };
   function update() {
     const words = state.words.trim().toLowerCase();
-    const found = layers.filter((layer) => (!state.stage || layer.stage === state.stage)
-      && (!words || `${layer.name} ${layer.op}`.toLowerCase().includes(words))).sort(compare);
+    const found = layers
+      .filter(
+        (layer) =>
+          (!state.stage || layer.stage === state.stage) && (!words || `${layer.name} ${layer.op}`.toLowerCase().includes(words)),
+      )
+      .sort(compare);
     const shown = state.all ? found : found.slice(0, SHOWN);
-    body.replaceChildren(...shown.map((layer) => h("tr", {}, columns.map(({ value, show, words: isWords }, i) =>
-      h(i ? "td" : "th", { class: isWords ? "words" : null, scope: i ? null : "row" }, show(value(layer)))))));
+    body.replaceChildren(
+      ...shown.map((layer) =>
+        h(
+          "tr",
+          {},
+          columns.map(({ value, show, words: isWords }, i) =>
+            h(i ? "td" : "th", { class: isWords ? "words" : null, scope: i ? null : "row" }, show(value(layer))),
+          ),
+        ),
+      ),
+    );
     heads.forEach((head, i) => {
       if (i === state.by) head.setAttribute("aria-sort", state.down ? "descending" : "ascending");
       else head.removeAttribute("aria-sort");
@@ -96,10 +146,40 @@ function layerTable(label, layers, columns, by, describe) {
     more.textContent = state.all ? `Only the first ${SHOWN}` : `All ${found.length}`;
   }
   const stages = [...new Set(layers.map((layer) => layer.stage))];
-  const controls = h("div", { class: "controls" },
-    h("label", {}, "Stage ", h("select", { change: (event) => { state.stage = event.target.value; update(); } },
-      h("option", { value: "" }, "all"), stages.map((name) => h("option", { value: name }, name)))),
-    h("label", {}, "Name or kind ", h("input", { type: "search", spellcheck: "false", placeholder: "as Conv", input: (event) => { state.words = event.target.value; update(); } })));
+  const controls = h(
+    "div",
+    { class: "controls" },
+    h(
+      "label",
+      {},
+      "Stage ",
+      h(
+        "select",
+        {
+          change: (event) => {
+            state.stage = event.target.value;
+            update();
+          },
+        },
+        h("option", { value: "" }, "all"),
+        stages.map((name) => h("option", { value: name }, name)),
+      ),
+    ),
+    h(
+      "label",
+      {},
+      "Name or kind ",
+      h("input", {
+        type: "search",
+        spellcheck: "false",
+        placeholder: "as Conv",
+        input: (event) => {
+          state.words = event.target.value;
+          update();
+        },
+      }),
+    ),
+  );
   update();
   return h("div", { class: "layers" }, controls, count, scroll(label, h("thead", {}, h("tr", {}, heads)), body), more);
 }
