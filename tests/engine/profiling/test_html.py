@@ -220,8 +220,8 @@ def test_roofline_is_to_scale(show: OpenPage) -> None:
         "(one) => { const box = one.getBBox(); return [box.x + box.width / 2, one.getAttribute('aria-label')]; }"
     )
     assert mark[1] == "at the ridge (match): 20 ms, 500 GFLOP/s at 50 FLOP per byte"
-    slope, level = page.evaluate(
-        "[...document.querySelectorAll('#roofline line.roof')].map(({ x1, x2, y1, y2 }) => [x1, x2, y1, y2].map((one) => one.baseVal.value))"
+    slope, level = page.locator("#roofline line.roof").evaluate_all(
+        "(roofs) => roofs.map(({ x1, x2, y1, y2 }) => [x1, x2, y1, y2].map((one) => one.baseVal.value))"
     )
     assert slope[1] == pytest.approx(mark[0], abs=0.1)
     assert slope[1:4:2] == pytest.approx(level[0:3:2], abs=0.1)  # the corner

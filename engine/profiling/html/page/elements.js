@@ -88,8 +88,9 @@ function marker(shape, x, y, r) {
   if (shape === "diamond") return polygon(4, 0, 1.25 * r);
   if (shape === "hexagon") return polygon(6, 0, 1.1 * r);
   if (shape === "cross") {
-    const [a, b] = [1.35 * r, 0.5 * r];
-    return `M${x - a} ${y - b}h${a - b}v${b - a}h${2 * b}v${a - b}h${a - b}v${2 * b}h${b - a}v${a - b}h${-2 * b}v${b - a}h${b - a}Z`;
+    const [arm, half] = [0.85 * r, 0.5 * r];
+    const steps = `h${arm}v${-arm}h${2 * half}v${arm}h${arm}v${2 * half}h${-arm}v${arm}h${-2 * half}v${-arm}h${-arm}Z`;
+    return `M${x - arm - half} ${y - half}${steps}`;
   }
   return `M${x - r} ${y}a${r} ${r} 0 1 0 ${2 * r} 0a${r} ${r} 0 1 0 ${-2 * r} 0Z`;
 }

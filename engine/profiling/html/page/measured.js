@@ -102,9 +102,7 @@ function latency() {
   return section(
     "latency",
     "Time of every picture",
-    lead(
-      "Each dot is a picture, the first on top and the last at the bottom. The axis is logarithmic: equal distances, equal ratios.",
-    ),
+    lead("Each dot is a picture, the first on top and the last at the bottom. The axis is logarithmic."),
     latencyDots(measured),
     numbersBehind(
       "Every time in milliseconds",
@@ -182,7 +180,8 @@ function measuredRoofline(figures) {
       const work = 2e-9 * sum(m.layers.map((layer) => layer.macs));
       const reached = divide(work, m.latency.p50 / 1e3);
       const share = percent(divide(reached, m.peak_gflops));
-      return `${m.label}: ${number(work / 2)} GMACs in ${duration(m.latency.p50)} are ${number(reached)} GFLOP/s, ${share} of its peak.`;
+      const time = duration(m.latency.p50);
+      return `${m.label}: ${number(work / 2)} GMACs in ${time} are ${number(reached)} GFLOP/s, ${share} of its peak.`;
     });
   return section(
     "roofline",
