@@ -19,6 +19,7 @@ _LEFT_FREE = 0.1
 """Share of the free memory that is never planned with: other programs go on working."""
 _SPARE = 48_000_000
 """Bytes of a cap that are not planned with: what Python and its libraries take beside the arrays that are counted."""
+_MMAP_THRESHOLD, _LARGE = -3, 1 << 20  # of mallopt: blocks from so many bytes are mapped one by one
 _SAMPLING = 0.001  # seconds between two looks at what is held
 
 
@@ -111,8 +112,14 @@ class Memory:
 
 
 def release() -> None:
-    """Give back to the system what this process has freed; the C library keeps it otherwise."""
-    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+    """Give back to the system what this process has freed, and from now on every large block as soon as it is freed.
+
+    The C library would learn from the first large blocks to keep them, in pieces that no other block fits into: 0.2 GB in 10
+    minutes of restoring LR 2000x1500 within 3 GB.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # glibc
+        libc.mallopt(_MMAP_THRESHOLD, _LARGE)
         libc.malloc_trim(0)
 
 

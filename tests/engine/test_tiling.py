@@ -94,7 +94,7 @@ def test_outputs_of_windows_are_put_together() -> None:
 # ------------------------------------------------------------------------------------------------ what is encoded in parts
 
 
-@pytest.fixture(scope="module", params=["shipped", "paper", "published"])
+@pytest.fixture(scope="module", params=["shipped", pytest.param("paper", marks=pytest.mark.slow)])
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     if request.param == "shipped":
         return open_backend()
