@@ -26,6 +26,6 @@ with sync_playwright() as playwright:
         page.goto((REPORT / "profile.html").as_uri())
         top = page.locator(first).evaluate("(element) => element.getBoundingClientRect().top + scrollY") - 14
         shot = page.screenshot(full_page=True, clip={"x": 0, "y": top, "width": width, "height": height})
-        picture = Image.open(io.BytesIO(shot)).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        picture = Image.open(io.BytesIO(shot)).convert("RGB").quantize(256, dither=Image.Dither.NONE)
         picture.save(HERE / f"profile_{name}.png", optimize=True)
     browser.close()

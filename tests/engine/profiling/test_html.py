@@ -18,6 +18,7 @@ from amsa.engine.profiling.html import make_page
 from amsa.engine.profiling.results import Estimate, EstimatedLayer, Latency, LayerTime, Profile
 
 from ...browser import OpenPage
+from .test_command import Run, run  # noqa: F401  (fixture)
 from .test_report import OURS, PROFILE, TORCH
 
 if TYPE_CHECKING:
@@ -87,15 +88,15 @@ def show(open_page: OpenPage, tmp_path: Path) -> OpenPage:
 
 def hostile() -> Profile:
     layer = replace(RIDGE, name=HOSTILE, op=HOSTILE, stage=HOSTILE, milliseconds=99.0)
-    run = replace(
+    ours = replace(
         OURS, label=HOSTILE, kernels=HOSTILE, device=HOSTILE, layers=[*OURS.layers, layer], sensors={HOSTILE: (1, 2, 3)}
     )
-    run = replace(run, stages=[replace(stage, name=HOSTILE + stage.name) for stage in run.stages])
+    ours = replace(ours, stages=[replace(stage, name=HOSTILE + stage.name) for stage in ours.stages])
     guess = replace(
         ESTIMATE, layers=[replace(ESTIMATED[1], name=HOSTILE, stage=HOSTILE)], to_halve=[HOSTILE], assumptions=[HOSTILE]
     )
     words = {"model": HOSTILE, "variant": HOSTILE, "version": HOSTILE, "notes": [HOSTILE], "machine": {HOSTILE: HOSTILE}}
-    return replace(PROFILE, measured=[run, TORCH], estimates=[guess], **words)  # type: ignore[arg-type]
+    return replace(PROFILE, measured=[ours, TORCH], estimates=[guess], **words)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------------ the text
@@ -147,6 +148,16 @@ def test_what_is_derived() -> None:
 def test_a_card_that_is_not_known() -> None:
     with pytest.raises(AmsaError, match="unknown GPU 'Voodoo'"):
         make_page(replace(FULL, estimates=[replace(ESTIMATE, gpu="Voodoo")]))
+
+
+def test_the_command_writes_it_beside_the_numbers(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    code, out, err = run("--lr", "64x48", "--ref", "128x96", "--runs", 0, "--gpu", "t4", "-o", tmp_path)
+    assert code == 0, err
+    assert f"to look at, {tmp_path / 'profile.html'}" in out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["profile.html", "profile.json"]
+    found = re.search(r'id="profile">(.*?)</script>', (tmp_path / "profile.html").read_text(encoding="utf-8"), re.DOTALL)
+    assert found
+    assert json.loads(found[1]) == json.loads((tmp_path / "profile.json").read_text())
 
 
 # ------------------------------------------------------------------------------------------------ in a browser
@@ -216,7 +227,8 @@ def test_bars_and_dots_are_to_scale(show: OpenPage) -> None:
 
 
 def test_roofline_is_to_scale(show: OpenPage) -> None:
-    page = show(FULL)
+    far = LayerTime("encode_lr", "far to the left", "MatMul", 1, 0.1, macs=1e6, bytes=4e5)  # so that the axis holds 10 and 100
+    page = show(replace(FULL, measured=[replace(OURS, layers=[*OURS.layers, RIDGE, far])]))
     mark = page.locator("#roofline path[aria-label='at the ridge (encode_lr): 20 ms, 500 GFLOP/s at 50 FLOP per byte']").evaluate(
         "(one) => { const box = one.getBBox(); return [box.x + box.width / 2, box.y + box.height / 2]; }"
     )

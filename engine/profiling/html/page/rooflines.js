@@ -135,7 +135,7 @@ function freePlace(x, y, r, taken) {
 function measuredRooflines(measured) {
   const found = measured
     .map((m) => {
-      const points = m.layers.map((layer) => ({ layer, x: 2 * intensity(layer), y: gflops(layer), weight: layer.milliseconds }));
+      const points = m.layers.map((layer) => ({ layer, x: intensity(layer), y: gflops(layer), weight: layer.milliseconds }));
       return { m, points: points.filter((point) => known(point.x) && known(point.y)) };
     })
     .filter(({ points }) => points.length);
