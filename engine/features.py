@@ -217,7 +217,7 @@ def encode_in_parts(size: Size, halo: int, area: int | None, run: Callable[[slic
         except OutOfMemory as e:
             if windows[0].area <= _SMALLEST_PART:
                 raise
-            area, reason = windows[0].area // 2, str(e)
+            area, reason = windows[0].area // 2, str(e).split(";")[0]
         warnings.warn(f"reading a reference again in parts of {area / 1e6:.2g} megapixels: {reason}", stacklevel=2)
 
 

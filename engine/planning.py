@@ -226,11 +226,12 @@ class Planner:
         """Bytes per position that a stage needs, outputs included."""
         if stage not in self._measured:
             side = _MEASURED_AT[stage]
-            on.run(stage, self._zeros(stage, side // 4))  # what is needed once
-            self._measured[stage] = measure(lambda: on.run(stage, self._zeros(stage, side))) / side**2
+            on.run(stage, self.zeros(stage, side // 4))  # what is needed once
+            self._measured[stage] = measure(lambda: on.run(stage, self.zeros(stage, side))) / side**2
         return self._measured[stage]
 
-    def _zeros(self, stage: str, side: int) -> Tensors:
+    def zeros(self, stage: str, side: int) -> Tensors:
+        """Inputs of a stage: LR of side x side, or for `encode_ref` a reference; what else it takes is small."""
         from .engine_shapes import dimensions  # it imports the upscaler
 
         declared = next(s for s in self._backend.config.stages(self._backend.precision) if s.name == stage)

@@ -328,6 +328,9 @@ class Upscaler:
         def run(stage: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
             return self._run(on, stage, inputs, stats)
 
+        if not plan.tight:
+            for reference in references:
+                reference.features.keys()
         steps.next("reading the LR picture")
         lr_size, plan.references = sizes_of(lr.shape), references
         lr_features = LRFeatures(lr, self.config, lambda part: run("encode_lr", {"lr": part}), *plan.lr_parts(lr_size))
@@ -378,7 +381,7 @@ class Upscaler:
                 tile = min(tile, max(size))
                 if tile <= SMALLEST_TILE:
                     raise
-                reason = str(e)
+                reason = str(e).split(";")[0]
             if plan.memory is not None:
                 plan.free()
             # The picture stays the same, whatever the tiles.

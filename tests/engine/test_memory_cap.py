@@ -205,13 +205,15 @@ def test_where_memory_is_refused_smaller_parts_and_tiles_are_taken(monkeypatch: 
         return run(stage, inputs)
 
     monkeypatch.setattr(backend, "run", short)
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning, match="not enough memory to run") as told:
         found = upscaler.upscale(lr, [ref])
     assert set(refused) == {"encode_ref", "finish"}
     texts = [str(warning.message) for warning in told]
     assert "reading a reference again in parts of 0.41 megapixels: not enough memory to run encode_ref" in texts[0]
-    assert "restoring again in tiles of 16 LR pixels: not enough memory to run finish" in texts[-1]
-    assert np.array_equal(found, expected)
+    assert "restoring again in tiles of 20 LR pixels: not enough memory to run finish" in texts[-1]
+    # Convolutions of other sizes round otherwise: 1e-6, which few of 8-bit levels show.
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    assert (found != expected).mean() < 1e-3
 
 
 # ------------------------------------------------------------------------------------------------ what is planned
