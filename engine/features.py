@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..config import AMSAConfig
 from ..stages import KEY_LEVELS, LR_MIN, LR_MULTIPLE, REF_MULTIPLE, SCALE, VALUE_SCALES
 from .images import Photo
-from .memory import OutOfMemory
+from .memory import OutOfMemory, telling
 from .references import EncodedReference, EncodedScale, lr_and_scales, prepare_scale
 from .tiling import Window, cut, in_windows
 
@@ -213,7 +213,8 @@ def encode_in_parts(size: Size, halo: int, area: int | None, run: Callable[[slic
     while True:
         windows = cut(*size, halo, area=_at_least(area, size, halo), multiple=REF_MULTIPLE)
         try:
-            return in_windows(windows, lambda window: run(window.rows, window.cols))
+            with telling("read a reference"):
+                return in_windows(windows, lambda window: run(window.rows, window.cols))
         except OutOfMemory as e:
             if windows[0].area <= _SMALLEST_PART:
                 raise

@@ -10,6 +10,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import AmsaError
@@ -144,6 +145,17 @@ def measure(work: Callable[[], object]) -> int:
         thread.join()
     del result
     return most - before
+
+
+@contextmanager
+def telling(what: str) -> Iterator[None]:
+    """Raise OutOfMemory where what is done meanwhile, in words, gets no memory."""
+    try:
+        yield
+    except Exception as e:  # onnxruntime's exceptions share no base class but Exception
+        if isinstance(e, AmsaError) or not is_out_of_memory(e):
+            raise
+        raise OutOfMemory(f"not enough memory to {what}; scale the pictures down, or close other programs") from e
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -23,7 +23,7 @@ from .features import Encoder, LRFeatures, Reference, scale_sizes, sizes_to_enco
 from .fusion import SKIP, Map, fusion_weights, skip_lightest
 from .gpu.cuda import OutOfDeviceMemory
 from .images import PackedPhoto, Photo, from_array, require_size, resize_bicubic, to_array
-from .memory import Memory, OutOfMemory, is_out_of_memory, parse_bytes
+from .memory import Memory, OutOfMemory, parse_bytes, telling
 from .planning import SMALLEST_TILE, Plan, Planner, sizes_of
 from .ranking import Ranked, rank
 from .references import EncodedReference, common_canvas, pad_edges, prepare_lr
@@ -192,7 +192,7 @@ class Upscaler:
         if not self._planner.keeps(sizes):
             warnings.warn(f"{name}: its features do not fit into memory; they are made again for every picture", stacklevel=2)
             return EncodedReference([], *mine, photo.rgb)
-        with self.backend_in_use.call() as on:
+        with self.backend_in_use.call() as on, telling("encode the reference"):
             plan = self._planner.plan(on, (LR_MIN, LR_MIN), sizes, 0)
             encoder = self._encoder(on, canvas, plan, None, _Steps(None, 0))
             scales = [reference.features.encoded() for reference in encoder.references(photo.rgb)]
@@ -233,7 +233,7 @@ class Upscaler:
             raise AmsaError("give at least one reference that encode_reference returned")
         _check_seed(seed)
         self._canvas((0, 0), refs)
-        with self.backend_in_use.call() as on:
+        with self.backend_in_use.call() as on, telling("upscale the picture"):
             tensor = on.to_device(lr)
             shape = tuple(tensor.shape)
             if len(shape) != 4 or shape[:2] != (1, 3) or min(shape[2:]) < LR_MIN or tensor.dtype != np.float32:
@@ -287,7 +287,7 @@ class Upscaler:
         to_encode = sizes_to_encode(self.config, refs, canvas)
         steps = _Steps(progress, 1 + len(to_encode) + count + len(self._tiles(lr.height, lr.width, self.tile)) * count)
 
-        with self.backend_in_use.call() as on:
+        with self.backend_in_use.call() as on, telling("upscale the picture"):
             with _timed(stats, "prepare"):
                 prepared = prepare_lr(lr.rgb, canvas)
             padded = on.to_device(prepared)
@@ -375,7 +375,8 @@ class Upscaler:
         steps.leave_out(planned * len(references) - len(order.windows) * len(needed))
         while True:
             try:
-                restore(on, self.config, run, lr, lr_features, restored, order, canvas, steps.next)
+                with telling("restore the picture"):
+                    restore(on, self.config, run, lr, lr_features, restored, order, canvas, steps.next)
                 return
             except (OutOfDeviceMemory, OutOfMemory) as e:
                 tile = min(tile, max(size))
@@ -422,12 +423,8 @@ class Upscaler:
 
     def _run(self, on: Execution, stage: str, inputs: Mapping[str, Any], stats: Stats | None) -> dict[str, Any]:
         begin = time.perf_counter()
-        try:
+        with telling(f"run {stage}"):
             outputs = on.run(stage, inputs)
-        except Exception as e:  # onnxruntime's exceptions share no base class but Exception
-            if not is_out_of_memory(e):
-                raise
-            raise OutOfMemory(f"not enough memory to run {stage}; scale the pictures down, or close other programs") from e
         if stats is not None:
             on.synchronize()
             stats.add(stage, time.perf_counter() - begin)
