@@ -20,7 +20,7 @@ from amsa.config import AMSAConfig
 from amsa.engine import memory, planning
 from amsa.engine.features import Reference, ScaleFeatures, features_bytes
 from amsa.engine.images import PackedPhoto, from_array, read_photo, to_array, write_photo
-from amsa.engine.memory import Memory, is_out_of_memory, measure, parse_bytes, resident, show_bytes
+from amsa.engine.memory import Memory, is_out_of_memory, parse_bytes, show_bytes
 from amsa.engine.planning import Plan
 from amsa.engine.restoration import Order
 from amsa.engine.tiling import cut
@@ -69,15 +69,24 @@ def test_bytes_as_they_are_shown() -> None:
 # ------------------------------------------------------------------------------------------------ what there is
 
 
+MEASURE = """
+import numpy as np
+from amsa.engine.memory import measure, resident
+def work():
+    passing = np.ones(60_000_000, np.uint8)
+    return passing[:20_000_000].copy()
+before = resident()
+print(measure(work), resident() - before)
+"""
+
+
 @linux
 def test_what_a_call_needs_is_measured() -> None:
-    def work() -> NDArray[np.uint8]:
-        passing = np.ones(60_000_000, np.uint8)
-        return passing[:20_000_000].copy()
-
-    before = resident()
-    assert 75e6 < measure(work) < 110e6
-    assert resident() - before < 40e6
+    """In a process of its own: what others have freed could be used again."""
+    done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
+    need, kept = map(int, done.stdout.split())
+    assert 75e6 < need < 110e6
+    assert kept < 40e6
 
 
 @linux
@@ -188,11 +197,12 @@ def test_a_cap_that_nothing_fits_into(tmp_path: Path) -> None:
 @linux
 def test_where_the_system_refuses_memory(tmp_path: Path) -> None:
     refused = run(tmp_path, limit="420000000")
-    assert all("not enough memory to run" in told for told in refused["told"])
-    if refused["picture"] is None:  # how much libraries take of the limit differs
-        assert refused["error"].startswith("not enough memory to run")
+    assert all("not enough memory to " in told for told in refused["told"])
+    # How much libraries take of the limit differs from run to run: one line, or the same picture. What is refused for certain
+    # is in the next test.
+    if refused["picture"] is None:
+        assert refused["error"].startswith("not enough memory to ")
     else:
-        assert refused["told"]
         assert_same(refused["picture"], run(tmp_path)["picture"])
 
 
