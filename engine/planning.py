@@ -141,11 +141,12 @@ class Plan:
             self._refuse(f"restoring from the largest reference needs {show_bytes(largest + least)}", more)
         windows = cut(*size, halo, side=self.tile + 2 * halo, area=max(smallest, int(left / each if keep else 0.6 * left / each)))
         group = 1 if keep else max(1, int(0.4 * left / (windows[0].area * summed)))
-        if len(windows) > len(usual) or not keep:
-            again = "" if keep else f", encoding references again {-(-len(windows) // group)} times"
-            warnings.warn(
-                f"restoring in {len(windows)} tiles instead of {len(usual)}{again}, to stay within {self.memory}", stacklevel=4
-            )
+        groups = -(-len(windows) // group)
+        said = [f"restoring in {len(windows)} tiles instead of {len(usual)}"] if len(windows) > len(usual) else []
+        if not keep:
+            said.append("encoding references again" + (f" for each of {groups} groups of tiles" if groups > 1 else ""))
+        if said:
+            warnings.warn(f"{', '.join(said)}, to stay within {self.memory}", stacklevel=4)
         return Order(windows, group, keep)
 
     def _part(self, size: Size) -> int:

@@ -288,7 +288,9 @@ def test_one_reference_at_a_time_where_all_leave_no_room() -> None:
     for ref in refs:
         ref.features.values()
     plan = plan_with(900e6, refs)
-    with pytest.warns(UserWarning, match=r"instead of 8, encoding references again \d+ times, to stay within"):
+    with pytest.warns(
+        UserWarning, match=r"instead of 8, encoding references again for each of \d+ groups of tiles, to stay within"
+    ):
         order = plan.order((270, 480), lr_features(True), refs)
     assert not order.keep
     assert not any(ref.features.held for ref in refs)
