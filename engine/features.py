@@ -180,8 +180,8 @@ class Encoder:
         for i, (size, valid) in enumerate(scale_sizes(self._config, (rgb.shape[0], rgb.shape[1]), self._canvas)):
             first = found[0].features if self._canvas is not None and found else None
             encode = partial(self._encode, rgb, i, size)
-            # A colour of the photo twice, and the scaled picture with a colour of it once more.
-            scaling = 0 if i == 0 else 8 * rgb.shape[0] * rgb.shape[1] + 16 * size[0] * size[1]
+            # A colour of the photo twice, the scaled picture, and a colour of it twice.
+            scaling = 0 if i == 0 else 8 * rgb.shape[0] * rgb.shape[1] + 20 * size[0] * size[1]
             found.append(Reference(ScaleFeatures(np.array([valid], np.int32), encode, first), size, scaling))
         return found
 

@@ -94,6 +94,7 @@ class Plan:
         usual = max(2**20, (16 * self.config.ref_halo) ** 2)  # of which halos are an eighth
         if not self.tight:
             return usual
+        self.free()  # in hours of use pieces would be left over in what stages keep
         kept = zip(features_bytes(self.config, self.precision, size), ("key_", "value_"), strict=True)
         features = sum(need for need, word in kept if word in words)
         if not self._make_room(features + self._part(size)):
