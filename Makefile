@@ -1,16 +1,21 @@
 # Each target makes the virtual environment it needs, and only that: `make demo` the runtime, `make test` everything.
 PYTHON ?= python3
+# Files run beside each other, a file's tests in order.
+PYTEST = .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-slow kernel-report plugins lint weights model-card clean
+.PHONY: demo test test-slow test-triton kernel-report plugins lint weights model-card clean
 
 demo: .venv-demo/ready ## upscale a real photo pair on the CPU, build TensorRT engines; pictures and engines in out/demo
 	.venv-demo/bin/amsa demo
 
 test: .venv/ready ## the tests that finish within minutes
-	.venv/bin/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: .venv/ready ## the rest
-	.venv/bin/python -m pytest -m slow
+	$(PYTEST) -m slow
+
+test-triton: .venv/ready .venv-triton/ready ## a deployed model repository in a real Triton server, on the CPU
+	AMSA_TRITON="$(CURDIR)/.venv-triton/bin/python" .venv/bin/python -m pytest tests/serving/test_triton_server.py
 
 kernel-report: .venv/ready ## what is known of the CUDA kernels without a GPU; fails where they spill, fill too little or load too narrowly
 	.venv/bin/python -m amsa.plugins.kernel_report --check
@@ -43,5 +48,11 @@ model-card: .venv/ready ## the shipped model's figures, from photos it was not t
 	.venv/bin/python -m pip install --quiet -e ".[dev]"
 	touch $@
 
+# PyTriton's wheel brings the server; its Python backend wants NumPy 1.
+.venv-triton/ready: setup.cfg
+	$(PYTHON) -m venv .venv-triton
+	.venv-triton/bin/python -m pip install --quiet nvidia-pytriton "numpy<2" -e .
+	touch $@
+
 clean:
-	rm -rf .venv .venv-demo build out *.egg-info
+	rm -rf .venv .venv-demo .venv-triton build out *.egg-info

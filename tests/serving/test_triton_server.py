@@ -1,10 +1,7 @@
 """A deployed repository in a real Triton server, on the CPU.
 
-AMSA_TRITON names the Python of a virtual environment that has it and amsa, which can be made without root or container:
-
-    python -m venv triton && triton/bin/pip install nvidia-pytriton 'numpy<2' -e . && export AMSA_TRITON=$PWD/triton/bin/python
-
-Of PyTriton only the server's files are used, which its wheel brings.
+`make test-triton` runs this. AMSA_TRITON names the Python of a virtual environment that has the server and amsa, which needs
+neither root nor a container: of PyTriton only the server's files are used, which its wheel brings.
 """
 
 from __future__ import annotations
@@ -36,7 +33,7 @@ PYTHON = os.environ.get("AMSA_TRITON")
 QUEUE = 24
 START = 60  # seconds
 
-pytestmark = pytest.mark.skipif(PYTHON is None, reason="no Triton server; AMSA_TRITON names the Python of one (see this file)")
+pytestmark = pytest.mark.skipif(PYTHON is None, reason="no Triton server; `make test-triton` brings one")
 
 
 @dataclass
