@@ -26,7 +26,8 @@ from .jobs import File, Job, Jobs, State
 from .limits import REFERENCES, Refusal
 from .metrics import Metrics
 from .notes import gathered, routed
-from .orders import PICTURE_FORMATS, Order, Studio, Upload
+from .orders import PICTURE_FORMATS, Order, Studio
+from .uploads import Upload
 
 # A page that a job made has its script and pictures inside, and names of uploads: it runs as a stranger's, reaching nothing.
 _PAGE_POLICY = (

@@ -1,4 +1,4 @@
-"""From uploaded files to the work of a job: checks, pixels, the picture."""
+"""The work of a job: checks, the picture, the page about it."""
 
 from __future__ import annotations
 
@@ -13,23 +13,16 @@ from PIL import Image
 from ..engine.details import Details
 from ..engine.explain.maps import make_maps, matched_picture
 from ..engine.explain.web_page import make_page
-from ..engine.images import FORMATS, Photo, check_format, encode_photo, read_photo, require_size, resize_bicubic
+from ..engine.images import FORMATS, Photo, check_format, encode_photo, resize_bicubic
 from ..engine.upscaler import Progress, Stats, Upscaler
 from ..errors import AmsaError
 from ..stages import LR_MIN, REF_MIN, SCALE
 from .jobs import File
-from .limits import REFERENCES, Limits, Refusal
+from .limits import Limits, Refusal
 from .metrics import Metrics
+from .uploads import Upload, check_count, decode
 
 PICTURE_FORMATS = tuple(suffix.removeprefix(".") for suffix in FORMATS)
-
-
-@dataclass(frozen=True)
-class Upload:
-    """A file that came with a request. Its name is shown to people and is never a path here."""
-
-    name: str
-    content: bytes
 
 
 @dataclass(frozen=True)
@@ -66,10 +59,6 @@ class Studio:
         """
         if order.format not in PICTURE_FORMATS:
             raise Refusal(400, f"format is {order.format!r}; give one of {', '.join(PICTURE_FORMATS)}")
-        if not order.refs:
-            raise Refusal(400, "no reference photo; give at least one")
-        if len(order.refs) > REFERENCES:
-            raise Refusal(400, f"{len(order.refs)} reference photos; this server takes at most {REFERENCES}")
         try:
             with self._decoding:
                 self._decode(order)
@@ -106,22 +95,9 @@ class Studio:
         return make_page(maps, names[1:], lr, sr, matched_picture(maps), title, model)
 
     def _decode(self, order: Order) -> tuple[Photo, list[Photo]]:
-        most = self.limits.pixels
-        lr = read_photo(order.lr.name, content=order.lr.content, max_pixels=most)
-        require_size(lr, order.lr.name, LR_MIN)
-        if SCALE**2 * lr.width * lr.height > most:
-            size, result = f"{lr.width}x{lr.height}", f"{SCALE * lr.width}x{SCALE * lr.height}"
-            limit = f"at most {most / 1e6:g} megapixels are made"
-            raise AmsaError(f"{order.lr.name} is {size} pixels, the result would be {result}; {limit}: scale it down or crop it")
+        check_count(order.refs)
+        lr, refs = decode(order.lr, order.refs, self.limits.pixels)
         check_format(f"the result.{order.format}", lr, SCALE)
-        refs: list[Photo] = []
-        for upload in order.refs:
-            ref = read_photo(upload.name, content=upload.content, max_pixels=most)
-            require_size(ref, upload.name, REF_MIN)
-            refs.append(ref)
-            if sum(photo.width * photo.height for photo in refs) > most:
-                limit = f"the references have over {most / 1e6:g} megapixels together, this server's limit"
-                raise AmsaError(f"{limit}; scale them down, crop them or leave some out")
         return lr, refs
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from ...engine.gpu.cuda import CudaError, OutOfDeviceMemory
-from ...engine.images import FORMATS, Photo, check_format, encode_photo, read_photo, require_size
+from ...engine.images import FORMATS, check_format, encode_photo
 from ...engine.upscaler import Upscaler
 from ...errors import AmsaError
 from ...stages import LR_MIN, REF_MIN, SCALE
-from ..limits import REFERENCES
 from ..notes import gathered, routed
+from ..uploads import Upload, check_count, decode
 from .interface import OUTPUTS, Settings, check_interface
 
 MODEL_FOLDER = "graphs"
@@ -96,7 +96,9 @@ class TritonPythonModel:
             known = ", ".join(known.removeprefix(".") for known in FORMATS)
             raise AmsaError(f"FORMAT is {suffix.removeprefix('.')!r}; give one of {known}")
         result = PurePosixPath(f"the result{suffix}")
-        lr, refs = decode(lr_content, ref_contents, self._settings.pixels)
+        check_count(ref_contents)
+        uploads = [Upload(f"reference {i}", content) for i, content in enumerate(ref_contents, 1)]
+        lr, refs = decode(Upload("LR", lr_content), uploads, self._settings.pixels)
         check_format(result, lr, SCALE)
 
         def step(*_: object) -> None:
@@ -114,34 +116,3 @@ class TritonPythonModel:
 
 class _Cancelled(Exception):
     """Nobody waits for the answer any more."""
-
-
-def decode(lr_content: bytes, ref_contents: Sequence[bytes], most: int) -> tuple[Photo, list[Photo]]:
-    """The photos of a request.
-
-    Args:
-        lr_content: the content of the LR file.
-        ref_contents: of the reference files.
-        most: pixels of the result, and of all references together.
-
-    Raises:
-        AmsaError: one of them is no picture, too small, or too large; or there are none, or too many.
-    """
-    if not ref_contents:
-        raise AmsaError("REFS has no reference photo; give at least one")
-    if len(ref_contents) > REFERENCES:
-        raise AmsaError(f"REFS has {len(ref_contents)} reference photos; at most {REFERENCES} are taken")
-    lr = read_photo("LR", content=lr_content, max_pixels=most)
-    require_size(lr, "LR", LR_MIN)
-    if SCALE**2 * lr.width * lr.height > most:
-        size, result = f"{lr.width}x{lr.height}", f"{SCALE * lr.width}x{SCALE * lr.height}"
-        limit = f"at most {most / 1e6:g} megapixels are made"
-        raise AmsaError(f"LR is {size} pixels, the result would be {result}; {limit}: scale it down or crop it")
-    refs: list[Photo] = []
-    for index, content in enumerate(ref_contents, 1):
-        ref = read_photo(f"reference {index}", content=content, max_pixels=most)
-        require_size(ref, f"reference {index}", REF_MIN)
-        refs.append(ref)
-        if sum(photo.width * photo.height for photo in refs) > most:
-            raise AmsaError(f"the references have over {most / 1e6:g} megapixels together; scale them down or leave some out")
-    return lr, refs
