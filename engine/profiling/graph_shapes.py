@@ -56,11 +56,9 @@ class Graph:
 
     @classmethod
     def load(cls, stage: Stage, content: bytes) -> Graph:
-        """Read an ONNX file. AmsaError where the package onnx is missing."""
-        try:
-            import onnx
-        except ModuleNotFoundError as e:
-            raise AmsaError("estimating needs onnx; install it with: pip install 'amsa[profile]'") from e
+        """Read an ONNX file."""
+        import onnx
+
         model = onnx.load_from_string(content)
         opset = next(entry.version for entry in model.opset_import if entry.domain == "")
         constants = {}

@@ -24,7 +24,6 @@ COPIED = 1 << 27
 SECONDS = 1.5
 """Everything is repeated for so long, and the best counts: other work may be running."""
 
-_FLOAT = 1  # TensorProto.FLOAT
 _OPSET = 17
 
 
@@ -72,16 +71,10 @@ def _best(work: Callable[[], object]) -> float:
 
 
 def _matmul_graph() -> bytes:
-    """An ONNX file with the one node c = a @ b: the runtime has no onnx to write it with. Field numbers are onnx.proto's."""
+    """An ONNX file with the one node c = a @ b."""
+    from onnx import TensorProto, helper
 
-    def field(number: int, value: int | bytes) -> bytes:  # numbers and lengths below 128, which take a byte
-        if isinstance(value, int):
-            return bytes((number << 3, value))
-        return bytes((number << 3 | 2, len(value))) + value
-
-    def tensor(name: bytes) -> bytes:  # ValueInfoProto: name, type.tensor_type: elem_type, shape of two free dimensions
-        return field(1, name) + field(2, field(1, field(1, _FLOAT) + field(2, 2 * field(1, b""))))
-
-    node = field(1, b"a") + field(1, b"b") + field(2, b"c") + field(4, b"MatMul")
-    graph = field(1, node) + field(2, b"g") + field(11, tensor(b"a")) + field(11, tensor(b"b")) + field(12, tensor(b"c"))
-    return field(1, 8) + field(7, graph) + field(8, field(2, _OPSET))
+    a, b, c = (helper.make_tensor_value_info(name, TensorProto.FLOAT, (None, None)) for name in "abc")
+    graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "peak", [a, b], [c])
+    opset = helper.make_opsetid("", _OPSET)
+    return bytes(helper.make_model(graph, ir_version=8, opset_imports=[opset]).SerializeToString())

@@ -126,12 +126,6 @@ def test_sizes_that_cannot_be(lr: tuple[int, int], refs: Any, restored: int | No
         estimate(small, "t4", lr, refs, restored)
 
 
-def test_without_onnx(small: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(AmsaError, match=r"^estimating needs onnx; install it with: pip install 'amsa\[profile\]'$"):
-        estimate(small, "t4", *SIZE)
-
-
 @pytest.mark.parametrize("model", ["published", "somewhere/my.safetensors"])
 def test_a_model_without_graphs(model: str) -> None:
     message = f"{model}: estimates read an exported model; make one: amsa export {model} -o FOLDER --precision fp16"
