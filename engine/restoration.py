@@ -141,7 +141,12 @@ def restore(
                     "weight": reference.weight[every, every, rows, cols],
                     "accumulator": sums[w],
                 }
-                sums[w] = run("restore", inputs | _of_window(values, rows, cols))["accumulator_out"]
+                total = run("restore", inputs | _of_window(values, rows, cols))["accumulator_out"]
+                if order.group == 1:
+                    sums[w] = total
+                else:  # what is kept for long does not stay in the runtime's own memory, which it would keep from shrinking
+                    on.copy(sums[w], total)
+                del total
         for w, window in enumerate(windows):
             inputs = {"accumulator": sums[w], "lr": lr[every, every, window.rows, window.cols]}
             canvas.put(window, run("finish", inputs)["sr"])
