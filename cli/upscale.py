@@ -31,14 +31,15 @@ def upscale(
     ] = None,
     ref_folder: Annotated[
         Path | None,
-        typer.Option("--refs", help="One picture: all photos below this folder are candidates too; the most relevant serve."),
+        typer.Option("--refs", help="All photos below this folder are candidates too; the most relevant serve."),
     ] = None,
     max_refs: Annotated[
-        int | None, typer.Option("--max-refs", min=1, help="One picture: so many of the references serve; with --refs: 4.")
+        int | None,
+        typer.Option("--max-refs", min=1, help="So many of the references serve, the most relevant; with --refs: 4."),
     ] = None,
     explain: Annotated[
         Path | None,
-        typer.Option("--explain", help="One picture: folder for maps and a page that show what came from which reference."),
+        typer.Option("--explain", help="Picture, folder: where to put maps and a page that show what came from which reference."),
     ] = None,
     model: Model = None,
     backend: BackendName = "auto",
@@ -114,23 +115,22 @@ def upscale(
         raise AmsaError(f"{', '.join(given)}: for a clip, and {lr} is none")
     for_folders = {"pairs": pairs, "ref_rule": ref_rule, "format": format, "workers": workers, "ray": ray}
     if lr.is_dir():
-        for_one = {"--refs": ref_folder, "--max-refs": max_refs, "--explain": explain}
-        if given := [name for name, value in for_one.items() if value is not None]:
-            raise AmsaError(f"{', '.join(given)}: for one picture, and {lr} is a folder")
         if stats:
             raise AmsaError("--stats is for one picture; see `amsa profile`, or .amsa-run.jsonl for seconds per picture")
-        _folder(lr, refs or [], output, seed, as_json, upscaler | {k: v for k, v in for_folders.items() if v is not None})
+        settings = for_folders | {"ref_folder": ref_folder, "max_refs": max_refs, "explain": explain}
+        _folder(lr, refs or [], output, seed, as_json, upscaler | {k: v for k, v in settings.items() if v is not None})
         return
     if given := [f"--{name.replace('_', '-')}" for name, value in for_folders.items() if value is not None]:
         raise AmsaError(f"{', '.join(given)}: for a folder of pictures, and {lr} is none")
     if is_clip(lr):
-        others = {"--refs": ref_folder, "--max-refs": max_refs, "--explain": explain, "--stats": stats or None}
+        others = {"--explain": explain, "--stats": stats or None}
         if given := [name for name, value in others.items() if value is not None]:
-            raise AmsaError(f"{', '.join(given)}: for one picture, and {lr} is a clip")
-        upscale_clip(lr, refs or [], output, codec, crf, seed, as_json, upscaler)
-        return
+            raise AmsaError(f"{', '.join(given)}: for pictures; {lr} is a clip")
     if not refs and ref_folder is None:
         raise AmsaError("no reference photo; give at least one, or a folder of them with --refs")
+    if is_clip(lr):
+        upscale_clip(lr, refs or [], ref_folder, max_refs, output, codec, crf, seed, as_json, upscaler)
+        return
     _one(lr, refs or [], ref_folder, max_refs, output, explain, seed, stats, as_json, upscaler)
 
 
@@ -172,7 +172,8 @@ def _one(
         if ranked:
             ranking = time.perf_counter()
             most = MAX_REFS if max_refs is None else max_refs
-            refs, ref_photos = choose(upscaler.backend_in_use, lr_photo, candidates, most, progress=progress)
+            places, ref_photos = choose(upscaler.backend_in_use, lr_photo, candidates, most, read_photo, progress=progress)
+            refs = [candidates[place] for place in places]
             measured.add("rank", time.perf_counter() - ranking)
         names = [str(p) for p in (lr, *refs)]
         sr = upscaler.upscale_photo(
@@ -180,8 +181,7 @@ def _one(
         )
     write_photo(output, sr)
     if explain is not None:
-        model = f"{upscaler.config.variant} model, {upscaler.backend} ({upscaler.device})"
-        write_explanation(explain, lr_photo, ref_photos, sr, details, upscaler.config, names=names, model=model)
+        write_explanation(explain, lr_photo, ref_photos, sr, details, upscaler.config, names=names, model=upscaler.description)
     total = time.perf_counter() - begin
     served = details.served()
     if as_json:

@@ -23,6 +23,8 @@ def is_clip(path: Path) -> bool:
 def upscale_clip(
     clip: Path,
     refs: list[Path],
+    ref_folder: Path | None,
+    max_refs: int | None,
     output: Path,
     codec: str | None,
     crf: int | None,
@@ -32,10 +34,16 @@ def upscale_clip(
 ) -> None:
     """Upscale one clip; `arguments`: of `Upscaler`."""
     require_extra("video", "av")
+    from ..engine.candidates import MAX_REFS, candidates_below
+    from ..engine.details import short_names
     from ..engine.upscaler import Upscaler
     from ..engine.video import upscale_video
     from ..engine.video.run import SEGMENT
 
+    candidates = refs
+    if ref_folder is not None:
+        candidates = candidates_below(ref_folder, refs)
+        max_refs = MAX_REFS if max_refs is None else max_refs
     upscaler = Upscaler(**arguments)
     if not as_json:
         say_backend(upscaler)
@@ -45,10 +53,16 @@ def upscale_clip(
         if done and done % SEGMENT == 0:
             err.print(what)
 
+    def chosen(names: list[str]) -> None:
+        """Before hours are spent on them."""
+        if not as_json:
+            err.print(f"references: {', '.join(short_names(names))}; of {len(candidates)} candidates")
+
+    settings: dict[str, Any] = {"codec": codec or "h264", "crf": crf, "seed": seed, "max_refs": max_refs, "chosen": chosen}
     try:
         with progress_bar(as_json) as bar:
             progress: Progress | None = None if as_json else bar or line
-            report = upscale_video(upscaler, clip, refs, output, codec=codec or "h264", crf=crf, seed=seed, progress=progress)
+            report = upscale_video(upscaler, clip, candidates, output, progress=progress, **settings)
     except KeyboardInterrupt:
         err.print("interrupted; the same command goes on from the last segment that was saved")
         sys.exit(130)

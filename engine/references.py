@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,6 +88,15 @@ def pad_edges(on: Execution, lr: Any) -> Any:
     for row in range(height, rows):
         on.copy(padded[every, every, row : row + 1, every], padded[every, every, height - 1 : height, every])
     return padded
+
+
+def file_key(path: str | Path) -> tuple[str, int, int]:
+    """A file as it is now: path, bytes, time of modification. One that is not there is left for the reader to refuse."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return str(path), 0, 0
+    return str(path), found.st_size, found.st_mtime_ns
 
 
 def common_canvas(lr_size: tuple[int, int], ref_sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:

@@ -146,6 +146,11 @@ class Upscaler:
         return self.backend_in_use.kernels
 
     @property
+    def description(self) -> str:
+        """What makes the pictures, in words: "small model, onnxruntime (CPU)"."""
+        return f"{self.config.variant} model, {self.backend} ({self.device})"
+
+    @property
     def trained(self) -> bool:
         """Whether the weights are trained; if not, pictures show little more than the upsampled LR."""
         return self.backend_in_use.trained

@@ -88,11 +88,9 @@ class Studio:
         return files
 
     def _explain(self, lr: Photo, refs: Sequence[Photo], sr: Photo, details: Details, names: Sequence[str]) -> str:
-        upscaler = self.upscaler
-        maps = make_maps(details, refs, upscaler.config)
+        maps = make_maps(details, refs, self.upscaler.config)
         title = f"{names[0]}, enlarged {lr.width}x{lr.height} to {sr.width}x{sr.height}"
-        model = f"{upscaler.config.variant} model, {upscaler.backend} ({upscaler.device})"
-        return make_page(maps, names[1:], lr, sr, matched_picture(maps), title, model)
+        return make_page(maps, names[1:], lr, sr, matched_picture(maps), title, self.upscaler.description)
 
     def _decode(self, order: Order) -> tuple[Photo, list[Photo]]:
         check_count(order.refs)

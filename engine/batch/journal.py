@@ -18,6 +18,7 @@ from typing import Any
 from ..._version import __version__
 from ...errors import AmsaError
 from .plan import Job, shown
+from .worker import Outcome
 
 FILE_NAME = ".amsa-run.jsonl"
 FORMAT = 1
@@ -88,10 +89,11 @@ class Journal:
             )
         return DONE_AND_EDITED
 
-    def add(self, job: Job, result: Path, seconds: float, worker: str) -> None:
+    def add(self, job: Job, result: Path, outcome: Outcome) -> None:
         """Note that the file `result` is about to be renamed to the job's target."""
         entry = {"file": job.name, **self._sources(job), "settings": self._key, "result": _stamp(result)}
-        self._append({**entry, "seconds": round(seconds, 3), "worker": worker})
+        served = [[str(job.refs[place]), round(share, 4)] for place, share in outcome.served]
+        self._append({**entry, "seconds": round(outcome.seconds, 3), "worker": outcome.worker, "served": served})
         self._made.setdefault(job.name, []).append(entry)
 
     def _change(self, entry: Mapping[str, Any], job: Job) -> str:

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from ...errors import AmsaError
@@ -83,8 +84,12 @@ class RayWorker:
         self.answer = actor.open.remote()
 
     def send(self, task: Task) -> None:
-        refs = [_absolute(path) for path in task.refs]  # actors have another working directory
-        self.answer = self._actor.make.remote(Task(_absolute(task.lr), refs, _absolute(task.result), _absolute(task.target)))
+        # Actors have another working directory.
+        lr, result, target = map(_absolute, (task.lr, task.result, task.target))
+        explanation = task.explanation and _absolute(task.explanation)
+        refs = [_absolute(path) for path in task.refs]
+        moved = replace(task, lr=lr, refs=refs, result=result, target=target, explanation=explanation)
+        self.answer = self._actor.make.remote(moved)
 
     def receive(self) -> Opened | Outcome:
         errors = self._ray.exceptions

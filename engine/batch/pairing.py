@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import AmsaError
-from ..images import FORMATS
+from ..images import PICTURES
 
-PICTURES = (*FORMATS, ".gif")
-"""Suffixes, in lower case, of the files that are read; GIF is the one that is not written."""
 RULE = "'LR:REFERENCES' with {} for what the two have in common, as '{}_0.*:{}_[1-9].*'"
 
 

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ...errors import AmsaError
-from ..images import FORMATS
-from .pairing import PICTURES, by_csv, by_rule, for_all
+from ..candidates import candidates_below
+from ..images import FORMATS, PICTURES
+from .pairing import by_csv, by_rule, for_all
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,11 @@ def make_plan(
     folder: Path,
     output: Path,
     refs: Sequence[Path] = (),
+    ref_folder: Path | None = None,
     pairs: Path | None = None,
     ref_rule: str | None = None,
     format: str | None = None,
+    explain: Path | None = None,
 ) -> Plan:
     """Find the pictures below a folder and their references. See `upscale_folder` for the arguments.
 
@@ -75,11 +78,15 @@ def make_plan(
     if not folder.is_dir():
         raise AmsaError(f"{shown(folder)} is not a folder; give the folder that holds the pictures")
     _check_output(folder, output)
+    if explain is not None:
+        _check_explain(explain, output, [folder] if ref_folder is None else [folder, ref_folder])
     suffix = None if format is None else f".{format.lower().removeprefix('.')}"
     if suffix is not None and suffix not in FORMATS:
         raise AmsaError(f"format {format} is not written; choose one of {', '.join(f.removeprefix('.') for f in FORMATS)}")
-    if sum(map(bool, (refs, pairs, ref_rule))) != 1:
-        raise AmsaError("give references in one way: photos that serve all pictures, --pairs or --ref-rule")
+    if sum(map(bool, (refs or ref_folder, pairs, ref_rule))) != 1:
+        raise AmsaError("give references in one way: photos that serve all pictures, and --refs; --pairs; or --ref-rule")
+    if ref_folder is not None:
+        refs = candidates_below(ref_folder, refs, leave_out=[output])
 
     plan = Plan()
     pictures = sorted(_pictures(folder, output, plan))
@@ -119,6 +126,18 @@ def _check_output(folder: Path, output: Path) -> None:
         raise AmsaError(f"{shown(folder)} is a folder: its results need a folder, and {shown(output)} is a file")
     if not output.exists() and output.suffix.lower() in PICTURES:
         raise AmsaError(f"{shown(folder)} is a folder: its results need a folder, and {shown(output)} is a picture's name")
+
+
+def _check_explain(explain: Path, output: Path, read: Sequence[Path]) -> None:
+    """The maps are pictures: where they lay among the others, the next run would take them for such."""
+    mine, results = Path(os.path.realpath(explain)), Path(os.path.realpath(output))
+    for folder in read:
+        if mine.is_relative_to(os.path.realpath(folder)) and results not in mine.parents:
+            raise AmsaError(
+                f"{shown(explain)} lies in {shown(folder)}, whose pictures are read; choose another folder for --explain"
+            )
+    if mine == results:
+        raise AmsaError(f"{shown(explain)} is also the folder of the results; choose another folder for --explain")
 
 
 def _pictures(folder: Path, output: Path, plan: Plan) -> Iterator[Path]:

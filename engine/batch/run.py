@@ -18,6 +18,8 @@ from typing import Any
 from ...errors import AmsaError
 from ...stages import REF_MIN
 from ..backends import SHIPPED_ENGINE_MODEL, SHIPPED_MODEL
+from ..candidates import MAX_REFS
+from ..explain import PAGE
 from ..images import read_photo, require_size
 from ..upscaler import Progress, Upscaler
 from .journal import DONE, DONE_AND_EDITED, Journal
@@ -41,6 +43,7 @@ class FolderReport:
     Attributes:
         output: the folder of the results.
         done: pictures made by this run.
+        references: of each of these, by its name below the output folder: files that served, and their shares of the picture.
         skipped: that were made before, by the same model and settings from the same photos.
         failed: what gave no result, in the order of their paths.
         left: pictures that an interrupted run did not come to.
@@ -50,6 +53,7 @@ class FolderReport:
 
     output: str
     done: int = 0
+    references: dict[str, list[dict[str, str | float]]] = field(default_factory=dict)
     skipped: int = 0
     failed: list[Failure] = field(default_factory=list)
     left: int = 0
@@ -76,9 +80,12 @@ def upscale_folder(
     refs: Sequence[str | Path],
     output: str | Path,
     *,
+    ref_folder: str | Path | None = None,
+    max_refs: int | None = None,
     pairs: str | Path | None = None,
     ref_rule: str | None = None,
     format: str | None = None,
+    explain: str | Path | None = None,
     workers: int = 1,
     ray: str | None = None,
     seed: int = 0,
@@ -97,9 +104,13 @@ def upscale_folder(
         folder: of the pictures; hidden files, links to folders, and the output folder in it are passed over.
         refs: reference photos for all pictures; empty with `pairs` or `ref_rule`.
         output: folder for the results; made where there is none.
+        ref_folder: all photos below it are candidates, too, and each picture has the most relevant of all (see `ranking.rank`).
+        max_refs: so many of its references serve a picture, the most relevant; None: `MAX_REFS` with `ref_folder`, else all.
+            Those that are broken are left out.
         pairs: CSV file lr,ref,ref2,.. that says which references serve which picture; see `pairing.by_csv`.
         ref_rule: the same by names, as "{}_0.*:{}_[1-9].*"; see `pairing.by_rule`.
         format: suffix of all results, as "png"; None: each picture's own.
+        explain: folder for pages and maps that show what came from which reference: a folder for each result, by its name.
         workers: processes, or actors on a cluster. A picture whose worker dies twice fails; the others go on.
         ray: address of a Ray cluster ("auto", "local", host:port) whose machines see the same files under the same paths;
             None: this machine.
@@ -114,21 +125,26 @@ def upscale_folder(
         Interrupted: by Ctrl-C; a KeyboardInterrupt with the report of what was done.
     """
     begin = time.perf_counter()
+    most = MAX_REFS if max_refs is None and ref_folder is not None else max_refs
+    if most is not None and most < 1:
+        raise AmsaError(f"{most} references cannot serve anything; give at least 1")
     if workers < 1:
         raise AmsaError(f"{workers} workers cannot do anything; give at least 1")
     if not 0 <= seed < 2**31:
         raise AmsaError(f"seed is {seed}; it must be from 0 to {2**31 - 1}")
     upscaler = {k: str(v) if isinstance(v, Path) else v for k, v in upscaler.items()}
-    settings = _settings(upscaler, seed)
+    settings = _settings(upscaler, seed) | ({} if most is None else {"max_refs": most})
     shared = [Path(ref) for ref in refs]
-    plan = make_plan(Path(folder), Path(output), shared, None if pairs is None else Path(pairs), ref_rule, format)
+    paths = {"ref_folder": ref_folder, "pairs": pairs, "explain": explain}
+    given = {name: Path(path) for name, path in paths.items() if path is not None}
+    plan = make_plan(Path(folder), Path(output), shared, ref_rule=ref_rule, format=format, **given)
     with warnings.catch_warnings(action="ignore"):  # the worker that reads it to use it tells them
-        for ref in shared:  # a bad one would spoil every picture
+        for ref in shared if most is None else ():  # a bad one would spoil every picture
             require_size(read_photo(ref), ref, REF_MIN)
     for note in plan.notes:
         warnings.warn(note, stacklevel=2)
 
-    run = _Run(Path(output), progress or (lambda *_: None), say or (lambda _: None))
+    run = _Run(Path(output), most, given.get("explain"), progress or (lambda *_: None), say or (lambda _: None))
     for failure in plan.failures:
         run.fail(failure)
     try:
@@ -175,8 +191,10 @@ def _model_key(model: Path) -> str:
 class _Run:
     """A run in progress: counts, and the two files that it keeps beside the results."""
 
-    def __init__(self, output: Path, progress: Progress, say: Callable[[str], None]) -> None:
-        self._output, self._progress, self._say = output, progress, say
+    def __init__(
+        self, output: Path, most: int | None, explain: Path | None, progress: Progress, say: Callable[[str], None]
+    ) -> None:
+        self._output, self._most, self._explain, self._progress, self._say = output, most, explain, progress, say
         self._report = FolderReport(str(output))
         self._told: set[str] = set()
 
@@ -187,6 +205,7 @@ class _Run:
     def to_do(self, jobs: Sequence[Job], journal: Journal) -> list[Job]:
         """The jobs that are not done yet; the others are counted."""
         left: list[Job] = []
+        unexplained = 0
         told: dict[str, list[Job]] = defaultdict(list)
         for job in jobs:
             try:
@@ -196,12 +215,15 @@ class _Run:
                 continue
             if state in (DONE, DONE_AND_EDITED):
                 self._report.skipped += 1
+                unexplained += self._explain is not None and not (self._explain / job.name / PAGE).exists()
             else:
                 left.append(job)
             if state not in (DONE, ""):
                 told[state].append(job)
         if self._report.skipped:
             self._say(f"{self._report.skipped} of {len(jobs)} pictures are done already")
+        if unexplained:
+            self._say(f"not explained: {unexplained} of these; delete those results to have them made again, and explained")
         for reason, those in told.items():
             names = ", ".join(shown(job.name) for job in those[:3])
             names += f" and {len(those) - 3} more" if len(those) > 3 else ""
@@ -217,7 +239,9 @@ class _Run:
         tasks = []
         for number, job in enumerate(jobs):
             result = parts / f"{number}{job.target.suffix}"
-            tasks.append(Task(str(job.lr), [str(ref) for ref in job.refs], str(result), str(job.target)))
+            explanation = "" if self._explain is None else str(self._explain / job.name)
+            paths = [str(ref) for ref in job.refs]
+            tasks.append(Task(str(job.lr), paths, str(result), str(job.target), self._most, explanation))
         self._report.left = len(jobs)
 
         begin = 0.0
@@ -258,11 +282,12 @@ class _Run:
             return self.fail(Failure(str(job.lr), outcome.reason, outcome.trace))
         try:
             job.target.parent.mkdir(parents=True, exist_ok=True)
-            journal.add(job, result, outcome.seconds, outcome.worker)
+            journal.add(job, result, outcome)
             result.replace(job.target)
         except OSError as e:
             return self.fail(Failure(str(job.lr), f"{shown(job.target)} cannot be written ({e.strerror}); check the folder"))
         self._report.done += 1
+        self._report.references[job.name] = [{"file": str(job.refs[place]), "weight": share} for place, share in outcome.served]
         return None
 
     def finish(self, begin: float) -> FolderReport:

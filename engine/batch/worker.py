@@ -18,9 +18,13 @@ import numpy as np
 
 from ...errors import AmsaError
 from ...stages import SCALE
+from ..candidates import choose
+from ..details import Details
+from ..explain import check_folder, write_explanation
 from ..images import Photo, check_format, read_photo, write_photo
 from ..memory import parse_bytes
-from ..references import EncodedReference
+from ..ranking import Thumbnails
+from ..references import EncodedReference, file_key
 from ..upscaler import Upscaler
 
 KEPT_BYTES = 1_000_000_000
@@ -31,12 +35,23 @@ _FOR_DEVELOPERS = (DeprecationWarning, PendingDeprecationWarning, ImportWarning,
 
 @dataclass(frozen=True)
 class Task:
-    """Paths: the LR photo, its references, where to write the result, and what it will be called then."""
+    """A picture to make; all paths.
+
+    Attributes:
+        lr: the LR photo.
+        refs: its references, or candidates for them.
+        result: where to write the result.
+        target: what it will be called then.
+        most: so many of the candidates serve, the most relevant; None: all.
+        explanation: folder to explain the result in; empty: it is not explained.
+    """
 
     lr: str
     refs: Sequence[str]
     result: str
     target: str
+    most: int | None = None
+    explanation: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,12 +73,14 @@ class Outcome:
     Attributes:
         reason: empty where there is a result.
         seconds: that it took.
+        served: the place of each reference that served in the task's list, and its share of the picture, 0 to 1.
         worker: who did it, as "host:process".
         trace: for a fault of ours, where it was.
     """
 
     reason: str = ""
     seconds: float = 0.0
+    served: Sequence[tuple[int, float]] = ()
     warnings: Sequence[str] = ()
     worker: str = ""
     trace: str = ""
@@ -81,6 +98,7 @@ class PictureWorker:
         self._arguments, self._seed = upscaler, seed
         cap = upscaler.get("max_memory")
         self._kept = EncodedReferences(KEPT_BYTES if cap is None else min(KEPT_BYTES, parse_bytes(cap) // 4))
+        self._thumbnails = Thumbnails() if cap is None else Thumbnails(min(Thumbnails().limit, parse_bytes(cap) // 16))
 
     def open(self) -> Opened:
         """Open the model."""
@@ -94,9 +112,10 @@ class PictureWorker:
     def make(self, task: Task) -> Outcome:
         """Make a picture. Whatever is wrong with it is told by the outcome: nothing is raised."""
         begin, reason, trace = time.perf_counter(), "", ""
+        served: list[tuple[int, float]] = []
         with _heard() as told:
             try:
-                self._make(task)
+                served = self._make(task)
             except AmsaError as e:
                 reason = str(e)
             except MemoryError:
@@ -105,17 +124,42 @@ class PictureWorker:
                 reason, trace = f"{type(e).__name__}: {e}; this is a fault of amsa: please report it", traceback.format_exc()
         said = [text.replace(task.result, task.target) for text in told]
         seconds = time.perf_counter() - begin
-        return Outcome(reason.replace(task.result, task.target), seconds, said, f"{platform.node()}:{os.getpid()}", trace)
+        reason = reason.replace(task.result, task.target)
+        return Outcome(reason, seconds, served, said, f"{platform.node()}:{os.getpid()}", trace)
 
-    def _make(self, task: Task) -> None:
+    def _make(self, task: Task) -> list[tuple[int, float]]:
+        """Returns what served."""
         lr = read_photo(task.lr)
         check_format(task.target, lr, SCALE)
-        refs: list[Photo | EncodedReference]
-        if self._upscaler.config.published_protocol:  # features hold for one LR size only
-            refs = [read_photo(path) for path in task.refs]
-        else:
-            refs = list(self._kept.get(task.refs, self._upscaler))
-        write_photo(task.result, self._upscaler.upscale_photo(lr, refs, seed=self._seed, names=[task.lr, *task.refs]))
+        if task.explanation:
+            check_folder(Path(task.explanation))
+        places, refs = self._references(task, lr)
+        names = [task.lr, *(task.refs[place] for place in places)]
+        upscaler, details = self._upscaler, Details()
+        sr = upscaler.upscale_photo(lr, refs, seed=self._seed, names=names, details=details)
+        if task.explanation:
+            photos = [ref if isinstance(ref, Photo) else read_photo(name) for ref, name in zip(refs, names[1:], strict=True)]
+            write_explanation(
+                Path(task.explanation), lr, photos, sr, details, upscaler.config, names=names, model=upscaler.description
+            )
+        write_photo(task.result, sr)
+        return list(zip(places, details.served(), strict=True))
+
+    def _references(self, task: Task, lr: Photo) -> tuple[list[int], list[Photo | EncodedReference]]:
+        """Those that serve: places in the task's list, and the references, encoded where that holds for any LR."""
+        chosen: list[str] = []
+
+        def load(path: str | Path) -> Photo | EncodedReference:
+            if self._upscaler.config.published_protocol:  # features hold for one LR size only
+                return read_photo(path)
+            *_, last = self._kept.get([*chosen, str(path)], self._upscaler)
+            chosen.append(str(path))
+            return last
+
+        if task.most is None:
+            return list(range(len(task.refs))), [load(path) for path in task.refs]
+        files = [Path(path) for path in task.refs]
+        return choose(self._upscaler.backend_in_use, lr, files, task.most, load, kept=self._thumbnails)
 
 
 class EncodedReferences:
@@ -132,7 +176,7 @@ class EncodedReferences:
 
     def get(self, paths: Sequence[str], upscaler: Upscaler) -> Sequence[EncodedReference]:
         """The references of one picture, read and encoded where they are not kept. Raises AmsaError as `read_photo` does."""
-        keys = [_file_key(path) for path in paths]
+        keys = [file_key(path) for path in paths]
         for path, key in zip(paths, keys, strict=True):
             found = self._kept.pop(key, None)
             if found is None:
@@ -153,15 +197,6 @@ def _heard() -> Iterator[list[str]]:
         warnings.simplefilter("always")
         yield said
     said += [str(warning.message) for warning in told if not issubclass(warning.category, _FOR_DEVELOPERS)]
-
-
-def _file_key(path: str) -> tuple[str, int, int]:
-    """A file as it is now. One that is not there is left for the reader to refuse."""
-    try:
-        found = Path(path).stat()
-    except OSError:
-        return path, 0, 0
-    return path, found.st_size, found.st_mtime_ns
 
 
 def _features_bytes(encoded: EncodedReference) -> int:

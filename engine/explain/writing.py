@@ -18,7 +18,8 @@ from .maps import Maps, make_maps, matched_picture, regions
 from .pictures import origin_map, relevance_map
 from .web_page import make_page
 
-FILES = ("explain.html", "explain.json", "origin.png", "relevance.png", "matched.png")
+PAGE = "explain.html"
+FILES = (PAGE, "explain.json", "origin.png", "relevance.png", "matched.png")
 
 
 def check_folder(folder: Path, others: Iterable[Path] = ()) -> None:
@@ -70,7 +71,7 @@ def write_explanation(
     report = _report(maps, sr, names, model)
     _write_text(folder / "explain.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
     title = f"{short_names(names[:1])[0]}, enlarged {lr.width}x{lr.height} to {sr.width}x{sr.height}"
-    _write_text(folder / "explain.html", make_page(maps, shown, lr, sr, matched, title, model))
+    _write_text(folder / PAGE, make_page(maps, shown, lr, sr, matched, title, model))
 
 
 def _report(maps: Maps, sr: Photo, names: Sequence[str | Path], model: str) -> dict[str, Any]:

@@ -15,8 +15,11 @@ from PIL import Image, UnidentifiedImageError
 from ...errors import AmsaError
 from .exif import ORIENTATION, exif_bytes
 from .photo import Photo, Samples, StrPath, from_samples, kind_of_path, reason, resize_bicubic, shown, too_small
+from .writing import FORMATS
 
 MAX_PIXELS = 64_000_000
+PICTURES = (*FORMATS, ".gif")
+"""Suffixes, in lower case, of the files that are read; GIF is the one that is not written."""
 _READABLE = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")  # the rest is rare or, as EPS, runs programs
 
 # Pillow mode -> the mode whose samples are taken, and why others are refused

@@ -18,6 +18,7 @@ from av.stream import Disposition
 from ...errors import AmsaError
 from ...stages import LR_MIN
 from ..images import MAX_PIXELS, Photo
+from .choosing import FrameSample
 from .pixels import Pixels, Turn, to_photo, upright
 
 # Their hidden frames are packets of their own, so a packet without a picture is nothing lost.
@@ -117,8 +118,12 @@ def open_clip(path: Path) -> av.container.InputContainer:
         raise AmsaError(f"{path} is damaged, cut short or no video ({error.strerror}); copy or export it again") from error
 
 
-def read_clip(path: Path) -> Clip:
+def read_clip(path: Path, sample: FrameSample | None = None) -> Clip:
     """Read a whole clip for what it holds; what is left out or mended is told in a warning.
+
+    Args:
+        path: the file.
+        sample: takes some of the frames while they are there.
 
     Raises:
         AmsaError: no clip, no frame in it, frames below 16 pixels or over 64 megapixels, or of several sizes.
@@ -143,8 +148,11 @@ def read_clip(path: Path) -> Clip:
             elif first is None:
                 first = frame
                 _check_size(path, frame)
+                pixels, turn = Pixels.of(frame, str(path)), _turn(path, frame)
             elif (frame.width, frame.height, frame.format.name) != (first.width, first.height, first.format.name):
                 raise AmsaError(_changes(path, first, frame))
+            if sample is not None and frame is not None:
+                sample.offer(len(times), frame, pixels, turn)
             times.append(time)
             duration = frame.duration if frame is not None and frame.duration else duration
         if first is None:
@@ -153,8 +161,6 @@ def read_clip(path: Path) -> Clip:
         untimed = any(time is None for time in times)
         time_base = 1 / rate if untimed or stream.time_base is None else stream.time_base
         ascending = list(range(len(times))) if untimed else _ascending(path, [t for t in times if t is not None])
-        pixels = Pixels.of(first, str(path))
-        turn = _turn(path, first)
         clip = Clip(
             path=path,
             stream=stream.index,

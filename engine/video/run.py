@@ -19,6 +19,7 @@ from ...stages import REF_MIN, SCALE
 from ..images import Photo, from_array, read_photo, require_size
 from ..references import EncodedReference
 from ..upscaler import Picture, Upscaler
+from .choosing import FrameSample, choose_for_clip
 from .clip import Clip, read_clip
 from .encoding import CONTAINERS, Encoding, SegmentWriter
 from .history import FrameHistory
@@ -31,11 +32,14 @@ SEGMENT = 48
 
 Progress: TypeAlias = "Callable[[int, int, str], None]"
 """Called with (frames done, frames in all, what there is to say)."""
+Chosen: TypeAlias = "Callable[[list[str]], None]"
+"""Called with the names of the references that serve."""
 
 
 @dataclass(frozen=True)
 class VideoReport:
-    """What was done: sizes, frames in all, those found done by an earlier run, those equal to the one before, and seconds."""
+    """What was done: sizes, frames in all, those found done by an earlier run, those equal to the one before, references that
+    served, of how many, and seconds."""
 
     output: str
     width: int
@@ -43,6 +47,8 @@ class VideoReport:
     frames: int
     resumed: int
     repeated: int
+    references: list[str]
+    candidates: int
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -59,7 +65,9 @@ def upscale_video(
     crf: int | None = None,
     seed: int = 0,
     segment: int = SEGMENT,
+    max_refs: int | None = None,
     progress: Progress | None = None,
+    chosen: Chosen | None = None,
 ) -> VideoReport:
     """Upscale a clip x4: every frame, at its time; sound, subtitles, data, chapters and metadata are copied.
 
@@ -75,7 +83,10 @@ def upscale_video(
         crf: quality, 0 the best; None: visually lossless.
         seed: of the initial matches of every frame.
         segment: frames saved at a time.
-        progress: called before every frame, and at the end.
+        max_refs: so many of the references serve, those that serve the clip as a whole best (see `choose_for_clip`); None: all.
+            Of files the others are read as thumbnails only, and those that are broken or too small are left out with a warning.
+        progress: called before every frame, and at the end; before every reference that is ranked.
+        chosen: with `max_refs`, called once before the first frame.
 
     Warns of all that the result lacks: frames that could not be decoded, streams and tags that the container does not hold.
 
@@ -89,19 +100,27 @@ def upscale_video(
         raise AmsaError(f"segment is {segment}; it must be at least 1 frame")
     if not refs:
         raise AmsaError("no reference photo; give at least one")
+    if max_refs is not None and max_refs < 1:
+        raise AmsaError(f"max_refs is {max_refs}; it must be at least 1")
     names = [str(r) if isinstance(r, str | os.PathLike) else f"reference {i + 1}" for i, r in enumerate(refs)]
-    photos = [
-        read_photo(r) if isinstance(r, str | os.PathLike) else from_array(r, name) for r, name in zip(refs, names, strict=True)
-    ]
-    for photo, name in zip(photos, names, strict=True):
+    candidates = [Path(r) if isinstance(r, str | os.PathLike) else from_array(r, n) for r, n in zip(refs, names, strict=True)]
+    photos = [c if isinstance(c, Photo) else read_photo(c) for c in candidates] if max_refs is None else []
+    for photo, name in zip(photos, names, strict=False):
         require_size(photo, name, REF_MIN)
-    clip = read_clip(source)
+    sample = FrameSample()
+    clip = read_clip(source, sample if max_refs is not None and max_refs < len(refs) else None)
     encoding = Encoding.of(clip, target, codec, crf)
     copied = choose_streams(clip, target)
     for note in (*encoding.notes, *copied.notes):
         warnings.warn(f"{source}: {note}", stacklevel=2)
 
     count = len(clip.times)
+    if max_refs is not None:
+        ranking = None if progress is None else _ranking(progress, count)
+        places, photos = choose_for_clip(upscaler.backend_in_use, sample.frames, candidates, max_refs, progress=ranking)
+        names = [names[i] for i in places]
+        if chosen is not None:
+            chosen(names)
     segments = [range(first, min(first + segment, count)) for first in range(0, count, segment)]
     key = made_from(upscaler, source, photos, seed, codec, encoding.crf, segment)
     with WorkFolder(target, key, segments) as folder:
@@ -131,9 +150,9 @@ def upscale_video(
         join(clip, copied, codec, [(folder.segment(i), part) for i, part in enumerate(segments)], result)
         result.replace(target)
         folder.remove()
-    return VideoReport(
-        str(target), SCALE * clip.width, SCALE * clip.height, count, resumed, repeated, time.perf_counter() - begin
-    )
+    seconds = time.perf_counter() - begin
+    size = SCALE * clip.width, SCALE * clip.height
+    return VideoReport(str(target), *size, count, resumed, repeated, names, len(refs), seconds)
 
 
 class _Frames:
@@ -180,6 +199,11 @@ class _Steps:
         left = (time.perf_counter() - self._begin) / done * (self._total - index) if done else None
         when = "" if left is None else f", {_duration(left)} left"
         self._progress(index, self._total, f"frame {index + 1} of {self._total}{when}")
+
+
+def _ranking(progress: Progress, frames: int) -> Progress:
+    """Tells progress while references are ranked and no frame is done."""
+    return lambda done, total, what: progress(0, frames, f"{what}: {done + 1} of {total}")
 
 
 def _duration(seconds: float) -> str:

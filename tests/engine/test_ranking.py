@@ -16,12 +16,11 @@ from PIL import Image
 
 from amsa import AmsaError, Upscaler
 from amsa.config import AMSAConfig
-from amsa.engine import candidates
 from amsa.engine.backends import HostExecution
 from amsa.engine.candidates import MAX_REFS, candidates_below, choose
 from amsa.engine.engine_shapes import LR_SIZES, REF_SIZES, parse_sizes
-from amsa.engine.images import Photo, from_array, resize_bicubic
-from amsa.engine.ranking import rank
+from amsa.engine.images import Photo, from_array, read_photo, resize_bicubic
+from amsa.engine.ranking import Thumbnails, rank
 
 from ..cuda.cpu_driver import run_on_driver
 from ..test_command_line import Run, check_refused, run  # noqa: F401  (fixture)
@@ -175,36 +174,56 @@ def test_candidates_below_a_folder(folder: Path) -> None:
     with pytest.warns(UserWarning, match="references|pictures") as told:
         found = candidates_below(refs, [refs / "deep" / "a.JPG"], leave_out=[folder / "lr.png", folder / "absent.png"])
     assert found == [refs / "deep" / "a.JPG", refs / "b.png"]  # each once, those given first
+    with pytest.warns(UserWarning, match="no pictures"):
+        assert refs / "deep" / "a.JPG" not in candidates_below(refs, leave_out=[refs / "deep" / ".." / "deep"])
     assert "lr.png is the LR photo or the result" in str(told[0].message)
     assert "1 .txt" in str(told[1].message)
     with pytest.raises(AmsaError, match="is not a folder"):
         candidates_below(folder / "absent")
 
 
-def test_the_best_are_read_and_a_broken_one_makes_room(folder: Path, shipped: Upscaler, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_are_read_and_a_broken_one_makes_room(folder: Path, shipped: Upscaler) -> None:
     files = []
     for seed in range(4):
         files.append(folder / f"{seed}.png")
         Image.fromarray(view(scene(seed))).save(files[-1])
     backend, lr = shipped.backend_in_use, small(scene(2))
-    (first,), (photo,) = choose(backend, lr, files, 1)
-    assert first == files[2]
+    (first,), (photo,) = choose(backend, lr, files, 1, read_photo)
+    assert first == 2
     np.testing.assert_array_equal(photo.rgb, from_array(view(scene(2))).rgb)
-
-    read = candidates.read_photo
 
     def broken(path: Path) -> Photo:
         if path == files[2]:
             raise AmsaError(f"{path} is cut short")
-        return read(path)
+        return read_photo(path)
 
-    monkeypatch.setattr(candidates, "read_photo", broken)
     with pytest.warns(UserWarning, match="is cut short"):
-        paths, _ = choose(backend, lr, files, 2)
-    assert len(paths) == 2
-    assert files[2] not in paths
+        places, _ = choose(backend, lr, files, 2, broken)
+    assert len(places) == 2
+    assert 2 not in places
     with pytest.warns(UserWarning, match="is cut short"), pytest.raises(AmsaError, match="none of 1 files can be a reference"):
-        choose(backend, lr, [files[2]], 1)
+        choose(backend, lr, [files[2]], 1, broken)
+
+
+def test_thumbnails_are_encoded_once_for_many_pictures(folder: Path, shipped: Upscaler, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [folder / f"{seed}.png" for seed in range(4)]
+    for seed, path in enumerate(files):
+        Image.fromarray(view(scene(seed))).save(path)
+    backend, first, second = shipped.backend_in_use, small(scene(2)), small(scene(3), 5)
+    expected = [rank(backend, lr, files) for lr in (first, second)]
+    encoded: list[str] = []
+    run_stage = backend.run
+    monkeypatch.setattr(backend, "run", lambda stage, inputs: encoded.append(stage) or run_stage(stage, inputs))
+    kept = Thumbnails()
+    assert [rank(backend, lr, files, kept=kept) for lr in (first, second)] == expected
+    assert encoded.count("encode_ref") == 4
+    Image.fromarray(view(scene(3))[:200]).save(files[0])  # another picture under a known name
+    assert rank(backend, second, files, kept=kept) == rank(backend, second, files)
+    one = next(iter(kept._kept.values()))
+    few = Thumbnails(2 * sum(values.nbytes for values in one.values()))
+    encoded.clear()
+    assert [rank(backend, first, files[1:], kept=few) for _ in range(2)] == [rank(backend, first, files[1:])] * 2
+    assert encoded.count("encode_ref") == 3 + 1 + 3
 
 
 # ------------------------------------------------------------------------------------------------ the command
@@ -246,5 +265,6 @@ def test_the_command_refuses(run: Run, folder: Path) -> None:  # noqa: F811
     check_refused(run("upscale", lr, "--refs", folder / "absent", "-o", sr), "absent is not a folder")
     (folder / "empty").mkdir()
     check_refused(run("upscale", lr, "--refs", folder / "empty", "-o", sr), "empty", "no picture")
-    check_refused(run("upscale", folder / "refs", "--refs", folder, "-o", folder / "out"), "--refs", "for one picture")
+    same = run("upscale", folder / "refs", "--refs", folder / "refs", "-o", folder / "out")
+    check_refused(same, "no picture to upscale", "they are references")
     assert not sr.exists()

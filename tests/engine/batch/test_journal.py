@@ -13,6 +13,7 @@ import pytest
 from amsa import AmsaError
 from amsa.engine.batch.journal import DONE, DONE_AND_EDITED, FILE_NAME, Journal
 from amsa.engine.batch.plan import Job
+from amsa.engine.batch.worker import Outcome
 
 SETTINGS = {"model": "m", "seed": 0}
 
@@ -36,7 +37,7 @@ def make(job: Job, content: bytes = b"result", **settings: Any) -> None:
     part = job.target.with_name("part")
     part.write_bytes(content)
     with journal(job, **settings) as opened:
-        opened.add(job, part, 1.0, "host:1")
+        opened.add(job, part, Outcome(seconds=1.0, served=[(0, 1.0)], worker="host:1"))
         part.replace(job.target)
 
 
@@ -84,7 +85,7 @@ def test_a_run_killed_between_journal_and_rename(job: Job) -> None:
     part = job.target.with_name("part")
     part.write_bytes(b"another result")
     with journal(job, seed=7) as opened:
-        opened.add(job, part, 1.0, "host:1")
+        opened.add(job, part, Outcome(seconds=1.0, served=[(0, 1.0)], worker="host:1"))
     assert state(job, seed=7) == "ended before its new result was in place"
     part.replace(job.target)
     assert state(job, seed=7) == DONE

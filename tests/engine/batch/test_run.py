@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import amsa
 from amsa import AmsaError, Upscaler
@@ -18,6 +20,7 @@ from amsa.engine.batch import FolderReport, Interrupted, processes, upscale_fold
 from amsa.engine.batch.journal import FILE_NAME
 from amsa.engine.batch.pool import WorkerDied
 from amsa.engine.batch.processes import ProcessPool, memory_each
+from amsa.engine.explain.writing import FILES
 from amsa.engine.images import read_photo, to_array
 
 Upscale = Callable[..., FolderReport]
@@ -100,6 +103,93 @@ def test_again_only_what_has_changed(upscale: Upscale, photos: Path) -> None:
     again = "made again: 0.png, 1.png, 2.png and 2 more: settings have changed (matching was patchmatch, is exact)"
     assert said[1:] == [again]
     assert said[0].startswith(f"failed: {photos / 'in' / '3.png'}: {photos / 'out' / '3.png'} was changed since it was written")
+
+
+@pytest.fixture
+def scenes(photos: Path) -> Path:
+    """Beside in/0.png .. in/5.png a folder refs/, in which 0.png .. 5.png show the same, larger, and broken.png nothing."""
+    (photos / "refs").mkdir()
+    for i in range(6):
+        coarse = np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8)
+        large = Image.fromarray(coarse).resize((96, 96), Image.Resampling.BICUBIC)
+        large.save(photos / "refs" / f"{i}.png")
+        large.resize((24, 24), Image.Resampling.BICUBIC).save(photos / "in" / f"{i}.png")
+    (photos / "refs" / "broken.png").write_bytes((photos / "refs" / "0.png").read_bytes()[:100])
+    return photos
+
+
+@pytest.fixture
+def choosing(scenes: Path) -> Upscale:
+    def call(**options: Any) -> FolderReport:
+        options = {"ref_folder": scenes / "refs", "max_refs": 1, "threads": 1, **options}
+        return upscale_folder(scenes / "in", [], scenes / "out", **options)
+
+    return call
+
+
+def test_each_picture_has_the_most_relevant_of_many(choosing: Upscale, scenes: Path) -> None:
+    with pytest.warns(UserWarning, match=r"broken\.png is cut short") as told:
+        report = choosing()
+    assert len(told) == 1  # of all six pictures
+    assert report.done == 6
+    for i in range(6):
+        assert report.references[f"{i}.png"] == [
+            {"file": str(scenes / "refs" / f"{i}.png"), "weight": pytest.approx(1, abs=1e-4)}
+        ]
+        sr = Upscaler(threads=1).upscale_photo(read_photo(scenes / "in" / f"{i}.png"), [read_photo(scenes / "refs" / f"{i}.png")])
+        assert (to_array(read_photo(scenes / "out" / f"{i}.png")) == to_array(sr)).all()
+    assert journal(scenes)[0]["served"] == [[str(scenes / "refs" / "0.png"), pytest.approx(1, abs=1e-4)]]
+    assert choosing().skipped == 6
+
+    (scenes / "refs" / "6.png").write_bytes((scenes / "refs" / "5.png").read_bytes())
+    (scenes / "refs" / "broken.png").unlink()
+    said: list[str] = []
+    report = choosing(say=said.append, max_refs=None)
+    assert said == ["made again: 0.png, 1.png, 2.png and 3 more: its references have changed"]
+    assert [len(served) for served in report.references.values()] == [4] * 6
+    said.clear()
+    assert choosing(say=said.append, max_refs=3).done == 6
+    assert said == ["made again: 0.png, 1.png, 2.png and 3 more: settings have changed (max_refs was 4, is 3)"]
+
+
+def test_of_a_pictures_own_references_too(choosing: Upscale, scenes: Path) -> None:
+    (scenes / "pairs.csv").write_text("lr,ref,ref2,ref3\nin/0.png,refs/3.png,refs/0.png,refs/5.png\n")
+    report = choosing(ref_folder=None, pairs=scenes / "pairs.csv")
+    assert {name: served[0]["file"] for name, served in report.references.items()} == {"0.png": str(scenes / "refs" / "0.png")}
+    with pytest.raises(AmsaError, match="give references in one way"):
+        choosing(pairs=scenes / "pairs.csv")
+
+
+def test_results_are_no_references(scenes: Path) -> None:
+    (scenes / "refs" / "broken.png").unlink()
+
+    def call(explain: Path) -> FolderReport:
+        refs = scenes / "refs"
+        return upscale_folder(scenes / "in", [], refs / "out", ref_folder=refs, max_refs=2, explain=explain, threads=1)
+
+    assert (call(scenes / "refs" / "out" / "why").done, call(scenes / "why").skipped) == (6, 6)
+    with pytest.raises(AmsaError, match="refs, whose pictures are read; choose another folder for --explain"):
+        call(scenes / "refs" / "why")
+
+
+def test_results_are_explained(upscale: Upscale, photos: Path) -> None:
+    upscale()
+    (photos / "out" / "1.png").unlink()
+    said: list[str] = []
+    upscale(say=said.append, explain=photos / "why")
+    assert said == [
+        "5 of 6 pictures are done already",
+        "not explained: 5 of these; delete those results to have them made again, and explained",
+    ]
+    assert [path.name for path in (photos / "why").iterdir()] == ["1.png"]
+    why = photos / "why" / "1.png"
+    assert sorted(path.name for path in why.iterdir()) == sorted(FILES)
+    report = json.loads((why / "explain.json").read_text())
+    assert (report["lr"], report["references"][0]["file"]) == (str(photos / "in" / "1.png"), str(photos / "ref.png"))
+    assert upscale().skipped == 6
+    for name, words in (("out", "is also the folder of the results"), ("in/why", "lies in .*in, whose pictures are read")):
+        with pytest.raises(AmsaError, match=f"{words}.*; choose another folder for --explain"):
+            upscale(explain=photos / name)
 
 
 def test_failures_are_listed_until_there_are_none(upscale: Upscale, photos: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -45,13 +43,36 @@ def test_for_machines(folder: Path) -> None:
     assert done.stderr == ""
 
 
+def test_references_from_a_folder(folder: Path) -> None:
+    """Two scenes, and among the photos one of each: they are chosen, and again after an interruption."""
+    (folder / "refs").mkdir()
+    scenes = [pictures(60, 16, 16, seed, step=0)[0] for seed in (3, 4)]
+    make_clip(folder / "clip.mp4", [scenes[i >= 30] for i in range(60)])
+    for seed in range(8):
+        large = Image.fromarray(pictures(1, 16, 16, seed, step=0)[0]).resize((96, 96), Image.Resampling.BICUBIC)
+        large.save(folder / "refs" / f"{seed}.png")
+    (folder / "refs" / "broken.png").write_bytes((folder / "refs" / "3.png").read_bytes()[:100])
+    arguments = "clip.mp4", "--refs", "refs", "--max-refs", "2", "-o", "out.mp4"
+    stopped = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, "upscale", *arguments], capture_output=True, text=True, check=False, cwd=folder
+    )
+    assert stopped.returncode == 130, stopped.stderr
+    (line,) = [line for line in stopped.stderr.splitlines() if line.startswith("references: ")]
+    assert line in ("references: 3.png, 4.png; of 9 candidates", "references: 4.png, 3.png; of 9 candidates")
+    assert "note: left out of the references: refs/broken.png is cut short" in stopped.stderr
+    done = amsa(*arguments, "--json", cwd=folder)
+    report = json.loads(done.stdout)
+    assert (report["frames"], report["resumed"], report["candidates"]) == (60, 48, 9)
+    assert sorted(report["references"]) == ["refs/3.png", "refs/4.png"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("clip.mp4", "ref.png", "-o", "out.png"), "names no video format"),
         (("clip.mp4", "-o", "out.mp4"), "no reference photo"),
-        (("clip.mp4", "ref.png", "-o", "out.mp4", "--explain", "maps"), "--explain: for one picture, and clip.mp4 is a clip"),
-        (("clip.mp4", "ref.png", "-o", "out.mp4", "--stats"), "--stats: for one picture"),
+        (("clip.mp4", "ref.png", "-o", "out.mp4", "--explain", "maps"), "--explain: for pictures; clip.mp4 is a clip"),
+        (("clip.mp4", "ref.png", "-o", "out.mp4", "--stats"), "--stats: for pictures"),
         (("ref.png", "ref.png", "-o", "out.png", "--crf", 3), "--crf: for a clip, and ref.png is none"),
         (("absent.mp4", "ref.png", "-o", "out.mp4"), "absent.mp4 does not exist"),
     ],
@@ -66,17 +87,29 @@ def test_refused(folder: Path, arguments: tuple[object, ...], words: str) -> Non
     assert sorted(folder.iterdir()) == before
 
 
+INTERRUPTED = """
+import os, signal
+from amsa.cli import main, terminal
+
+say = terminal.err.print
+
+def say_and_interrupt(text):
+    say(text)
+    if text.startswith("frame 49 of 60"):  # as it is told, the first 48 are saved
+        os.kill(os.getpid(), signal.SIGINT)
+
+terminal.err.print = say_and_interrupt
+main()
+"""
+
+
 def test_interrupted(folder: Path) -> None:
     """Ctrl-C after the first segment: it says that the same command goes on, and that does."""
     make_clip(folder / "clip.mp4", pictures(60, 16, 16))
-    command = [sys.executable, "-m", "amsa", "upscale", "clip.mp4", "ref.png", "-o", "out.mp4"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=folder)
-    assert process.stderr is not None
-    assert any(line.startswith("frame 49 of 60") for line in process.stderr)  # as it is told, the first 48 are saved
-    os.kill(process.pid, signal.SIGINT)
-    _, told = process.communicate()
-    assert process.returncode == 130
-    assert "interrupted; the same command goes on from the last segment" in told
+    command = [sys.executable, "-c", INTERRUPTED, "upscale", "clip.mp4", "ref.png", "-o", "out.mp4"]
+    stopped = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    assert stopped.returncode == 130, stopped.stderr
+    assert "interrupted; the same command goes on from the last segment" in stopped.stderr
     done = amsa("clip.mp4", "ref.png", "-o", "out.mp4", cwd=folder)
     assert "60 frames, 48 of them done before in " in done.stdout
 
