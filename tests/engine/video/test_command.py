@@ -91,6 +91,7 @@ INTERRUPTED = """
 import os, signal
 from amsa.cli import main, terminal
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # of a job in the background it is ignored
 say = terminal.err.print
 
 def say_and_interrupt(text):
