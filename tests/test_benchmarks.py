@@ -148,3 +148,10 @@ def test_pipeline(tmp_path: Path, run: Callable[..., str]) -> None:
 def test_an_unknown_section_is_named(run: Callable[..., str]) -> None:
     with pytest.raises(SystemExit):
         run("pipeline", "speeed")
+
+
+def test_clip(photos: Path, run: Callable[..., str]) -> None:
+    lines = run("clip", photos / "0.png", photos / "1.png", "5", "32x24").splitlines()
+    assert any("60 frames, 48 of them done before" in line for line in lines)
+    assert lines[-2] == "60 frames, 60 at their times; sound equal; left beside the result: nothing"
+    assert lines[-1].startswith("PSNR-Y ")

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,9 +56,11 @@ def test_actors_get_absolute_paths(photos: Path, monkeypatch: pytest.MonkeyPatch
             self.remote = lambda *task: sent.extend(task)
 
     actor = type("Actor", (), {"open": Method(), "make": Method()})
-    RayWorker(None, actor).send(Task("in/0.png", ["ref.png", "/a/ref.png"], "out/x/0.png", "out/0.png"))
-    there = [str(photos / name) for name in ("in/0.png", "ref.png", "out/x/0.png", "out/0.png")]
-    assert sent == [Task(there[0], [there[1], "/a/ref.png"], there[2], there[3])]
+    for explanation in ("", "why/0.png"):
+        RayWorker(None, actor).send(Task("in/0.png", ["ref.png", "/a/ref.png"], "out/x/0.png", "out/0.png", 1, explanation))
+    there = [str(photos / name) for name in ("in/0.png", "ref.png", "out/x/0.png", "out/0.png", "why/0.png")]
+    first = Task(there[0], [there[1], "/a/ref.png"], there[2], there[3], 1)
+    assert sent == [first, replace(first, explanation=there[4])]
 
 
 def test_no_cluster_and_no_ray(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
