@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..engine.images import FORMATS
+from ..engine.pairs import read_pairs
 from ..errors import AmsaError
 
 KINDS = {
@@ -187,26 +187,15 @@ def _sun80_folders(folder: Path) -> tuple[Path, Path] | None:
 def _read_pairs(path: Path) -> tuple[list[Case], list[str]]:
     if not path.is_file():
         raise AmsaError(f"{path} is no CSV file; pairs is: {KINDS['pairs']}")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise AmsaError(f"{path} cannot be read as CSV ({e}); save it as comma-separated UTF-8 text") from e
-    header = [field.strip().lower() for field in rows[0]] if rows else []
-    if header[:2] != ["hr", "ref"] or not all(field.startswith("ref") for field in header[1:]):
-        raise AmsaError(f"{path}: the first line must be hr,ref or hr,ref,ref2,.. and is {','.join(header)[:60] or 'empty'}")
     cases, problems = [], []
-    for number, row in enumerate(rows[1:], 2):
-        fields = [field.strip() for field in row]
-        hr, *refs = [path.parent / field for field in fields if field] or [path.parent]
-        if not any(fields):
-            continue
-        if not fields[0] or not refs or len(fields) > len(header):
-            problems.append(f"line {number}: needs a picture and 1 to {len(header) - 1} references, has {','.join(row)[:60]}")
-        elif gone := [p for p in (hr, *refs) if not p.is_file()]:
-            problems.append(f"line {number}: {', '.join(map(str, gone))}: no such file")
+    for row in read_pairs(path, "hr"):
+        if row.problem:
+            problems.append(f"line {row.line}: {row.problem}")
+        elif gone := [p for p in (row.picture, *row.refs) if not p.is_file()]:
+            problems.append(f"line {row.line}: {', '.join(map(str, gone))}: no such file")
         else:
-            cases.append(Case("-".join(Path(fields[0]).with_suffix("").parts[-2:]).strip("./"), hr, tuple(refs)))
+            name = row.picture.relative_to(path.parent) if row.picture.is_relative_to(path.parent) else row.picture
+            cases.append(Case("-".join(name.with_suffix("").parts[-2:]).strip("./"), row.picture, row.refs))
     return cases, problems
 
 

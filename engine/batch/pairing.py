@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import fnmatch
 import glob
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from ...errors import AmsaError
 from ..images import PICTURES
+from ..pairs import read_pairs
 
 RULE = "'LR:REFERENCES' with {} for what the two have in common, as '{}_0.*:{}_[1-9].*'"
 
@@ -45,31 +45,19 @@ def by_csv(folder: Path, pictures: Sequence[Path], path: Path) -> Pairing:
     Raises:
         AmsaError: the file cannot be read, or has another header.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise AmsaError(f"{path} cannot be read as CSV ({e}); save it as comma-separated UTF-8 text") from e
-    header = [field.strip().lower() for field in rows[0]] if rows else []
-    if header[:2] != ["lr", "ref"] or not all(field.startswith("ref") for field in header[1:]):
-        raise AmsaError(f"{path}: the first line must be lr,ref or lr,ref,ref2,.. and is {','.join(header)[:60] or 'empty'}")
     known = {same_file_key(picture): picture for picture in pictures}
     pairing = Pairing()
     used: set[Path] = set()
-    for number, row in enumerate(rows[1:], 2):
-        fields = [field.strip() for field in row]
-        if not any(fields):
-            continue
-        lr, *refs = [path.parent / field for field in fields if field]
-        if not fields[0] or not refs or len(fields) > len(header):
-            reason = f"needs a picture and 1 to {len(header) - 1} references, has {','.join(row)[:60]}"
-            pairing.problems.append((f"{path} line {number}", reason))
-        elif (picture := known.get(same_file_key(lr))) is None:
+    for row in read_pairs(path, "lr"):
+        if row.problem:
+            pairing.problems.append((f"{path} line {row.line}", row.problem))
+        elif (picture := known.get(same_file_key(row.picture))) is None:
+            lr = row.picture
             reason = f"{lr} is {f'not among the pictures below {folder}' if lr.exists() else 'no file'}; mend the line"
-            pairing.problems.append((f"{path} line {number}", reason))
+            pairing.problems.append((f"{path} line {row.line}", reason))
         else:
-            pairing.refs[picture] = (*pairing.refs.get(picture, ()), *refs)
-            used.update(map(same_file_key, refs))
+            pairing.refs[picture] = (*pairing.refs.get(picture, ()), *row.refs)
+            used.update(map(same_file_key, row.refs))
     pairing.left_out = sum(picture not in pairing.refs and key not in used for key, picture in known.items())
     pairing.why = f"{path} has no line for them"
     return pairing
