@@ -17,13 +17,19 @@ from .video import is_clip, upscale_clip
 if TYPE_CHECKING:
     from ..engine.batch import FolderReport
 
+_FOLDERS, _CLIPS = "Folders", "Clips"  # headings of the help
+
 
 def upscale(
-    lr: Annotated[Path, typer.Argument(help="The low-resolution photo, at least 16 pixels a side; or a folder of them.")],
+    lr: Annotated[
+        Path, typer.Argument(help="The low-resolution photo, at least 16 pixels a side; or a folder of them; or a clip.")
+    ],
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", help="Where to write the x4 picture, the suffix chooses the format; or a folder for a folder's."
+            "--output",
+            "-o",
+            help="Where to write the x4 picture or clip, the suffix chooses the format; a folder for a folder's.",
         ),
     ],
     refs: Annotated[
@@ -39,7 +45,7 @@ def upscale(
     ] = None,
     explain: Annotated[
         Path | None,
-        typer.Option("--explain", help="Picture, folder: where to put maps and a page that show what came from which reference."),
+        typer.Option("--explain", help="Folder for maps and a page that show what came from which reference; not for clips."),
     ] = None,
     model: Model = None,
     backend: BackendName = "auto",
@@ -66,31 +72,40 @@ def upscale(
         bool, typer.Option("--consistent", help="Correct the result so that, shrunk again, it is the LR photo: no colour shifts.")
     ] = False,
     pairs: Annotated[
-        Path | None, typer.Option("--pairs", help="Folder: CSV file lr,ref,ref2,.. with each picture's own references.")
+        Path | None,
+        typer.Option("--pairs", help="CSV file lr,ref,ref2,.. with each picture's own references.", rich_help_panel=_FOLDERS),
     ] = None,
     ref_rule: Annotated[
         str | None,
-        typer.Option("--ref-rule", help="Folder: the same by names, as '{}_0.*:{}_[1-9].*' or '{}.*:../refs/{}.*'."),
+        typer.Option(
+            "--ref-rule", help="The same by names, as '{}_0.*:{}_[1-9].*' or '{}.*:../refs/{}.*'.", rich_help_panel=_FOLDERS
+        ),
     ] = None,
     format: Annotated[
-        str | None, typer.Option("--format", help="Folder: format of all results, as png; default: each picture's own.")
+        str | None,
+        typer.Option("--format", help="Format of all results, as png; default: each picture's own.", rich_help_panel=_FOLDERS),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Folder: processes that share the threads; default: 1.")
+        int | None,
+        typer.Option("--workers", min=1, help="Processes that share the threads; default: 1.", rich_help_panel=_FOLDERS),
     ] = None,
     ray: Annotated[
         str | None,
         typer.Option(
             "--ray",
-            help="Folder: Ray cluster to run the workers on: local, auto or host:port. Its machines must see the same files, "
+            help="Ray cluster to run the workers on: local, auto or host:port. Its machines must see the same files, "
             "under the same paths.",
+            rich_help_panel=_FOLDERS,
         ),
     ] = None,
-    codec: Annotated[str | None, typer.Option("--codec", help="Clip: h264, hevc or av1; default: h264.")] = None,
-    crf: Annotated[
-        int | None, typer.Option("--crf", help="Clip: quality, 0 the best; default: no loss that is seen, 16 for h264.")
+    codec: Annotated[
+        str | None, typer.Option("--codec", help="h264, hevc or av1; default: h264.", rich_help_panel=_CLIPS)
     ] = None,
-    stats: Annotated[bool, typer.Option("--stats", help="One picture: print seconds per stage and peak memory.")] = False,
+    crf: Annotated[
+        int | None,
+        typer.Option("--crf", help="Quality, 0 the best; default: no loss that is seen, 16 for h264.", rich_help_panel=_CLIPS),
+    ] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Print seconds per stage and peak memory; for one picture.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Upscale a photo x4 with the texture of reference photos; or every photo below a folder; or a clip.
