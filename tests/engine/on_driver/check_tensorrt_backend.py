@@ -28,6 +28,7 @@ from amsa.engine.gpu.cuda import CudaError, OutOfDeviceMemory, open_cuda
 from amsa.engine.gpu.memory import Budget, DeviceArray, Pool
 from amsa.engine.images import Photo
 from amsa.engine.tiling import cut
+from amsa.engine.video.history import FrameHistory
 from amsa.manifest import FILE_NAME
 
 from ...cuda.cpu_driver import Control
@@ -140,6 +141,22 @@ def test_tiles_and_encoded_references(
     tiles = len(cut(24, 64, halo, side=4 + 2 * halo))
     assert tiles > 1
     assert stand_in.ran.count("finish") == 2 * tiles
+
+
+def test_frames_of_a_clip(opened: Callable[..., Upscaler], photos: tuple[Photo, Photo, Photo], exported: Path) -> None:
+    """Half of it stands still but for noise: matches come from frames before. Some references are left out."""
+    lr, *refs = photos
+    rng = np.random.default_rng(1)
+    frames = [Photo(np.concatenate([lr.rgb[:, :17], np.roll(lr.rgb[:, 17:], 2 * i, 1)], 1)) for i in range(3)]
+    frames = [Photo(np.clip(f.rgb + rng.normal(0, 0.01, f.rgb.shape), 0, 1).astype(np.float32)) for f in frames]
+    on_cpu, on_gpu = Upscaler(exported, "onnxruntime", threads=1, skip=0.6), opened(skip=0.6)
+    histories = FrameHistory(), FrameHistory()
+    for i, frame in enumerate(frames):
+        expected, found = (u.upscale_photo(frame, refs, history=h) for u, h in zip((on_cpu, on_gpu), histories, strict=True))
+        assert same(found, expected)
+        assert histories[0].reused == histories[1].reused
+        assert (0.2 < histories[1].reused < 0.8) == (i > 0)
+        assert not same(found, on_gpu.upscale_photo(frame, refs)) or i == 0
 
 
 def test_a_reference_of_another_backend_is_refused(
