@@ -52,7 +52,7 @@ class Thumbnails:
     instead would mean to keep none that is asked for next.
     """
 
-    def __init__(self, limit: int = 256_000_000) -> None:  # of 2900 candidates in the small model
+    def __init__(self, limit: int) -> None:
         self.limit = limit
         self._kept: dict[tuple[str, int, int], Keys] = {}
         self._bytes = 0
@@ -123,7 +123,7 @@ def relevances(
                 warnings.warn(f"left out of the references: {thumbnail}", stacklevel=2)
                 continue
             candidate = candidates[i]
-            if kept is not None and not isinstance(thumbnail, dict | AmsaError) and not isinstance(candidate, Photo):
+            if kept is not None and not isinstance(thumbnail, dict) and not isinstance(candidate, Photo):
                 thumbnail = match.encode(thumbnail)
                 # Copies: for all that it has given out, ONNX Runtime keeps memory in pieces.
                 kept.add(candidate, {name: np.array(on.to_host(values)) for name, values in thumbnail.items()})

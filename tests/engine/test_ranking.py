@@ -214,7 +214,7 @@ def test_thumbnails_are_encoded_once_for_many_pictures(folder: Path, shipped: Up
     encoded: list[str] = []
     run_stage = backend.run
     monkeypatch.setattr(backend, "run", lambda stage, inputs: encoded.append(stage) or run_stage(stage, inputs))
-    kept = Thumbnails()
+    kept = Thumbnails(10**9)
     assert [rank(backend, lr, files, kept=kept) for lr in (first, second)] == expected
     assert encoded.count("encode_ref") == 4
     Image.fromarray(view(scene(3))[:200]).save(files[0])  # another picture under a known name
