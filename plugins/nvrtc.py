@@ -136,12 +136,23 @@ def _store(path: Path, cubin: bytes) -> None:
         warnings.warn(f"{path.parent} cannot be written ({e.strerror}): kernels are compiled again every time", stacklevel=3)
 
 
-def _compile(source: Path, arch: str) -> bytes:
-    library, headers = toolchain_files()
+@cache
+def load_nvrtc() -> ctypes.CDLL:
+    """NVRTC's library. KernelError where it is not installed, or cannot be loaded.
+
+    Its built-in functions are loaded before: 13.0.88 looks for them by name alone, and not in its own folder.
+    """
+    library, _ = toolchain_files()
     try:
-        nvrtc = ctypes.CDLL(str(library))
+        for builtins in library.parent.glob("libnvrtc-builtins.so.*"):
+            ctypes.CDLL(str(builtins))
+        return ctypes.CDLL(str(library))
     except OSError as e:
         raise KernelError(f"NVRTC cannot be loaded: {e}") from e
+
+
+def _compile(source: Path, arch: str) -> bytes:
+    nvrtc, (_, headers) = load_nvrtc(), toolchain_files()
     options = [os.fsencode(o) for o in (*_FLAGS, f"--gpu-architecture={arch}", f"-I{source.parent}", f"-I{headers}")]
     program = ctypes.c_void_p()
     # The whole path as the program's name: messages show it, and "../x.cuh" is found from it.

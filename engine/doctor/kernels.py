@@ -16,7 +16,7 @@ def check_nvrtc() -> str:
     """NVRTC loads."""
     text = packages.check_wheel("nvidia-cuda-nvrtc")
     packages.check_wheel("nvidia-cuda-runtime")  # for the headers; a check of its own says what is wrong with it
-    library = ctypes.CDLL(str(nvrtc.toolchain_files()[0]))
+    library = nvrtc.load_nvrtc()
     major, minor = ctypes.c_int(), ctypes.c_int()
     if status := library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)):
         raise Problem(BROKEN, f"nvrtcVersion: error {status}")

@@ -18,9 +18,12 @@ from .photo import Photo, Samples, StrPath, from_samples, kind_of_path, reason, 
 from .writing import FORMATS
 
 MAX_PIXELS = 64_000_000
-PICTURES = (*FORMATS, ".gif")
-"""Suffixes, in lower case, of the files that are read; GIF is the one that is not written."""
+PICTURES = (*FORMATS, ".gif", ".heic", ".heif")
+"""Suffixes, in lower case, of the files that are read; the last ones are not written."""
 _READABLE = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")  # the rest is rare or, as EPS, runs programs
+
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+_AVIF_BRANDS = {b"avif", b"avis"}  # which has mif1 as well
 
 # Pillow mode -> the mode whose samples are taken, and why others are refused
 _MODES = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "RGB": "RGB", "RGBX": "RGB", "RGBA": "RGBA", "RGBa": "RGBA"}
@@ -32,18 +35,19 @@ _UPRIGHT = {2: (0, 0, 1), 3: (0, 1, 1), 4: (0, 1, 0), 5: (1, 0, 0), 6: (1, 0, 1)
 
 
 def read_photo(path: StrPath, *, max_pixels: int = MAX_PIXELS, content: bytes | None = None) -> Photo:
-    """Read a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF file, upright and at its full 8 or 16 bits.
+    """Read a PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF or, with the extra `heic`, HEIC file, upright and at its full 8 or 16 bits.
 
     ``content`` is what the file holds, where that is in memory: then nothing is opened, and ``path`` only names it in errors.
 
-    Warns where a part of the file is left out: further frames, damaged EXIF, the low bits of a 10- or 12-bit AVIF.
+    Warns where a part of the file is left out: further frames, damaged EXIF, the low bits of a 10- or 12-bit AVIF or HEIC.
     Raises AmsaError if the file cannot be opened, is not such a picture, is damaged, has over ``max_pixels`` pixels
     (judged by its header, before anything is decoded), or has samples with no exact RGB or gray reading.
     """
     with _opened(path, max_pixels, content) as (image, name, file):
         # The second picture in a phone's MPO file is a preview or gain map of the first, not a frame.
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-            warnings.warn(f"{name} has several frames; only the first is read", stacklevel=2)
+            which = "main one" if image.format == "HEIF" else "first"
+            warnings.warn(f"{name} has several frames; only the {which} is read", stacklevel=2)
         return _from_image(image, name, file)
 
 
@@ -94,11 +98,27 @@ def _opened(path: StrPath, max_pixels: int, content: bytes | None = None) -> Ite
         if size == 0:
             raise AmsaError(f"{name} is empty; copy or export it again")
         source = file_path.open("rb") if content is None else io.BytesIO(content)
-        with source as file, Image.open(file, formats=_READABLE) as image:
+        with source as file, Image.open(file, formats=_formats(name, file)) as image:
             if image.width * image.height > max_pixels:
                 limit = f"at most {max_pixels / 1e6:g} megapixels are read"
                 raise AmsaError(f"{name} is {image.width}x{image.height} pixels; {limit}: scale it down or crop it")
             yield image, name, file
+
+
+def _formats(name: str, file: BinaryIO) -> tuple[str, ...]:
+    """Pillow's names of what a file may be; AmsaError for a HEIC where nothing is installed that reads it."""
+    head = file.read(64)
+    file.seek(0)
+    size, kind = struct.unpack_from(">I4s", head.ljust(8, b"\0"))
+    brands = {head[at : at + 4] for at in range(8, min(size, len(head)), 4)}
+    if kind != b"ftyp" or not brands & _HEIC_BRANDS or brands & _AVIF_BRANDS:
+        return _READABLE
+    try:
+        import pi_heif
+    except ModuleNotFoundError:
+        raise AmsaError(f"{name} is HEIC; to read it: pip install 'amsa[heic]', or save it as PNG or JPEG") from None
+    pi_heif.register_heif_opener()
+    return (*_READABLE, "HEIF")
 
 
 @contextlib.contextmanager
@@ -167,8 +187,14 @@ def _sample_layout(image: Image.Image, name: str, file: BinaryIO) -> tuple[bool,
         data = file.read()
         configuration = data.find(b"av1C")
         if configuration >= 0 and data[configuration + 6] & 0x40:  # high_bitdepth
-            warnings.warn(f"{name} has 10 or 12 bits; they are read as 8: convert it to a 16-bit PNG", stacklevel=4)
+            _warn_of_depth(name)
+    elif image.format == "HEIF" and image.info["bit_depth"] > 8:
+        _warn_of_depth(name)
     return wide, gray
+
+
+def _warn_of_depth(name: str) -> None:
+    warnings.warn(f"{name} has 10 or 12 bits; they are read as 8: convert it to a 16-bit PNG", stacklevel=5)
 
 
 def _adds_alpha(image: Image.Image) -> bool:

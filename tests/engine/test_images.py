@@ -1,6 +1,7 @@
 import io
 import os
 import struct
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -17,6 +18,7 @@ from amsa.engine.images import (
     encode_photo,
     from_array,
     read_photo,
+    read_thumbnail,
     require_size,
     resize_bicubic,
     to_array,
@@ -24,6 +26,7 @@ from amsa.engine.images import (
 )
 from amsa.errors import AmsaError
 
+PICTURES = Path(__file__).parent / "pictures"
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 ORIENTATION = 0x0112
 SHAPES = {"gray": (5, 7), "gray+alpha": (5, 7, 2), "rgb": (5, 7, 3), "rgba": (5, 7, 4)}
@@ -387,6 +390,33 @@ def test_10_bit_avif_warns(save):
     with pytest.warns(UserWarning, match="10 or 12 bits"):
         photo = read_photo(save(data, "a.avif"))
     assert photo.bits == 8
+
+
+def test_heic_of_a_phone(save):
+    """Upright by its own box, whatever its EXIF says; see pictures/README.md."""
+    pytest.importorskip("pi_heif")
+    photo = read_photo(PICTURES / "phone.heic")
+    y, x = np.mgrid[:48, :64]
+    stored = np.dstack([x * 255 // 63, y * 255 // 47, (x + y) * 255 // 110])
+    assert np.abs(to_array(photo).astype(int) - np.rot90(stored, -1)).max() < 8
+    assert (photo.bits, exif_of(photo.exif)[ORIENTATION]) == (8, 1)
+    assert ImageCms.getProfileDescription(io.BytesIO(photo.icc)).startswith("sRGB")
+    assert read_thumbnail(PICTURES / "phone.heic", 32).shape == (32, 24, 3)
+    with pytest.warns(UserWarning, match=r"two\.heic has several frames; only the main one is read"):
+        assert read_photo(PICTURES / "two.heic").width == 64  # the second, and not the first, which has 32
+    with pytest.warns(UserWarning, match=r"ten_bits\.heic has 10 or 12 bits"):
+        assert read_photo(PICTURES / "ten_bits.heic").bits == 8
+    data = (PICTURES / "phone.heic").read_bytes()
+    assert "damaged" in error_of(read_photo, save(data[:-200], "cut.heic"))
+
+
+def test_heic_without_a_reader(save, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pi_heif", None)
+    path = save((PICTURES / "phone.heic").read_bytes(), "IMG_0001.HEIC")
+    assert error_of(read_photo, path) == f"{path} is HEIC; to read it: pip install 'amsa[heic]', or save it as PNG or JPEG"
+    avif = encoded(Image.fromarray(smooth()), "AVIF")  # both call themselves mif1 too
+    assert b"mif1" in avif[:40]
+    assert read_photo(save(avif)).width == 32
 
 
 def test_one_pixel(save):

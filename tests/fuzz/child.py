@@ -107,6 +107,8 @@ def _pictures() -> list[tuple[str, bytes]]:
     add(".gif", gray)
     if ".avif" in Image.registered_extensions():
         add(".avif", colour)
+    if find_spec("pi_heif") is not None:
+        made.append((".heic", (Path(__file__).parents[1] / "engine/pictures/phone.heic").read_bytes()))
     # 16-bit colour, which OpenCV decodes
     import cv2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from amsa.model import load_checkpoint
 
@@ -71,11 +73,17 @@ def test_two_processes_train_as_one_with_their_batches_together(tmp_path: Path, 
     for processes in (0, 2):
         done = amsa(recipe, "-o", tmp_path / str(processes), "--photos", photo_folder, "--device", "cpu", processes=processes)
         assert done.returncode == 0, done.stderr
-    one, two = (load_checkpoint(tmp_path / n / "restoration" / "last.safetensors")[0].state_dict() for n in ("0", "2"))
-    for name, weight in one.items():
-        torch.testing.assert_close(two[name], weight, atol=1e-5, rtol=0)
+    # Not the weights: Adam moves one whose gradient is all rounding by as much as any other. Its moments are means of gradients;
+    # here they differ by at most 0.4 % of a tensor's largest, and by more than the 2 % allowed where processes do not average theirs.
+    one, two = (load_file(tmp_path / n / "restoration" / "state.safetensors") for n in ("0", "2"))
+    moments = [name for name in one if name.endswith(".exp_avg")]
+    assert len(moments) > 100
+    for name in moments:
+        torch.testing.assert_close(two[name], one[name], atol=0.02 * float(one[name].abs().max()), rtol=0, msg=name)
     logs = [(tmp_path / n / "restoration" / "log.jsonl").read_text().splitlines() for n in ("0", "2")]
     assert len(logs[0]) == len(logs[1]) == 3  # one process writes
+    for mine, theirs in zip(*logs, strict=True):
+        assert json.loads(theirs)["loss"] == pytest.approx(json.loads(mine)["loss"], rel=1e-3)
 
 
 def test_given_pairs_train(tmp_path: Path, recipe: Path) -> None:
