@@ -9,7 +9,7 @@ from itertools import pairwise
 from ..errors import AmsaError
 from ..stages import LR_MULTIPLE, TensorIO
 from .engine_cache import Profile
-from .upscaler import TILE
+from .tiling import TILE
 
 LR_SIZES = "16x16/128x128/512x512"
 """Width x height of the LR picture, padded: smallest, usual, largest."""

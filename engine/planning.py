@@ -17,11 +17,15 @@ from ..config import AMSAConfig
 from ..errors import AmsaError
 from ..stages import LR_MULTIPLE, SCALE, VALUE_SCALES
 from .backends import Backend, Execution
+from .engine_shapes import dimensions
 from .features import LRFeatures, Reference, Size, Tensors, features_bytes
 from .memory import Memory, measure, release, show_bytes
 from .restoration import Order
-from .tiling import cut
+from .tiling import TILE, cut
 
+LARGE_TILE = 256
+"""LR pixels on a side that are restored at a time on the CPU where a generous estimate fits: with a halo of 28 around 128 pixels
+twice as many are computed as are kept, around 256 half as many more."""
 SMALLEST_TILE = 16
 _COMFORTABLE = 64
 """Tiles below which halos cost more than making features again: at 64 LR pixels with 28 around, 3.5 positions are computed for
@@ -41,7 +45,7 @@ class Plan:
     Attributes:
         memory: what may be held; None: no limit that is known of, nothing is planned.
         config, precision: of the network.
-        tile: LR pixels that are restored at a time, where memory allows.
+        tile: LR pixels on a side that are restored at a time, at most.
         free: gives back what stages keep that have run.
         scratch: bytes per position that the stages need, where memory is short; empty where it is not.
         result: bytes of the result.
@@ -180,17 +184,19 @@ class Planner:
 
     Args:
         backend: that it runs on.
-        tile: LR pixels that it restores at a time, where memory allows.
+        tile: LR pixels on a side that it restores at a time, where memory allows; None: `LARGE_TILE`, or else `TILE`.
         memory: what may be held; None: nothing is planned, as on a GPU, whose memory is the backend's.
     """
 
-    def __init__(self, backend: Backend, tile: int, memory: Memory | None) -> None:
-        self._backend, self._tile = backend, tile
+    def __init__(self, backend: Backend, tile: int | None, memory: Memory | None) -> None:
+        self._backend = backend
         self._memory = memory if memory is not None and memory.known else None
+        largest_first = (TILE,) if self._memory is None else (LARGE_TILE, TILE)
+        self._tiles = largest_first if tile is None else (tile,)
         self._measured: dict[str, float] = {}
 
     def plan(self, on: Execution, lr: Size, refs: Sequence[Size], samples: int) -> Plan:
-        """Decide whether memory is short.
+        """Decide whether memory is short, and which tiles it allows where it is not.
 
         Args:
             on: the backend.
@@ -199,10 +205,14 @@ class Planner:
             samples: bytes of a sample of the result, where it may be kept as samples.
         """
         config, precision = self._backend.config, self._backend.precision
-        plan = Plan(self._memory, config, precision, self._tile, self._free)
+        plan = Plan(self._memory, config, precision, self._tiles[-1], self._free)
         if self._memory is None:
             return plan
-        if generous(config, precision, self._tile, lr, refs) > self._memory.room() or self._backend.kernels == "function bodies":
+        room = self._memory.room()
+        fitting = [tile for tile in self._tiles if generous(config, precision, tile, lr, refs) <= room]
+        if fitting and self._backend.kernels != "function bodies":
+            plan.tile = fitting[0]
+        else:
             self._free()
             plan.scratch = {stage: _MARGIN * self._measure(on, stage) for stage in _MEASURED_AT}
             self._free()
@@ -234,8 +244,6 @@ class Planner:
 
     def zeros(self, stage: str, side: int) -> Tensors:
         """Inputs of a stage: LR of side x side, or for `encode_ref` a reference; what else it takes is small."""
-        from .engine_shapes import dimensions  # it imports the upscaler
-
         declared = next(s for s in self._backend.config.stages(self._backend.precision) if s.name == stage)
         grid = side // SCALE if stage == "encode_ref" else LR_MULTIPLE
         profile = {word: (n, n, n) for word, n in (("h", side), ("w", side), ("Hk", grid), ("Wk", grid))}

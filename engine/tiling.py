@@ -8,6 +8,10 @@ from typing import Any
 
 import numpy as np
 
+TILE = 128
+"""LR pixels on a side that are restored at a time, without halo: TensorRT engines are built for it, and on the CPU it is what
+is taken where memory is short of `planning.LARGE_TILE`. Matching always sees the whole picture."""
+
 
 @dataclass(frozen=True)
 class Window:

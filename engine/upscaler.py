@@ -38,8 +38,6 @@ MATCHINGS = ("patchmatch", "exact", "auto")
 EXACT_UP_TO = 1600
 """Reference positions (rows * columns at 1/4 of the photo) up to which exact search is as fast as PatchMatch: 1677 with 256
 channels in float, more with fewer or in int8 (`python benchmarks/matching.py exact`)."""
-TILE = 128
-"""LR pixels on a side that are restored at a time; matching always sees the whole picture."""
 
 
 @dataclass
@@ -76,7 +74,8 @@ class Upscaler:
         path: exported model folder, `.amsa` file or `.safetensors` checkpoint; None: the model that ships with amsa.
         backend: "auto" (ONNX Runtime or torch, as the file asks for), "onnxruntime", "torch" or "tensorrt".
         threads: threads to compute with on the CPU; None: one per core.
-        tile: LR pixels restored at a time. Smaller needs less memory and more time; the picture stays the same.
+        tile: LR pixels on a side that are restored at a time. Smaller needs less memory and more time; the picture stays the
+            same, but for rounding by 1e-6. None: on the CPU 256 where memory allows, else 128; on a GPU 128.
         matching: "patchmatch"; "exact": every LR position is compared with all of the reference, whose time grows with LR
             area times reference area; "auto": exact for references up to `EXACT_UP_TO` positions, where that is as fast.
         skip: how much the references that are not restored may weigh together (see `fusion.skip_lightest`); 0: all are restored.
@@ -98,7 +97,7 @@ class Upscaler:
         path: str | Path | None = None,
         backend: str = "auto",
         threads: int | None = None,
-        tile: int = TILE,
+        tile: int | None = None,
         matching: str = "patchmatch",
         skip: float | None = None,
         engines: str | Path | None = None,
@@ -112,7 +111,7 @@ class Upscaler:
         self._use(open_backend(path, backend, threads, engines, cap), tile, matching, skip, cap, consistent)
 
     @classmethod
-    def on(cls, backend: Backend, tile: int = TILE, matching: str = "patchmatch", skip: float | None = None) -> Upscaler:
+    def on(cls, backend: Backend, tile: int | None = None, matching: str = "patchmatch", skip: float | None = None) -> Upscaler:
         """An upscaler on a backend that is open already."""
         _check_settings(tile, matching, skip)
         upscaler = cls.__new__(cls)
@@ -120,7 +119,7 @@ class Upscaler:
         return upscaler
 
     def _use(
-        self, backend: Backend, tile: int, matching: str, skip: float | None, max_memory: int | None, consistent: bool
+        self, backend: Backend, tile: int | None, matching: str, skip: float | None, max_memory: int | None, consistent: bool
     ) -> None:
         self.backend_in_use = backend
         self.config = backend.config
@@ -290,7 +289,6 @@ class Upscaler:
         canvas = self._canvas((lr.height, lr.width), refs)
         count = self.config.ref_scales * len(refs)
         to_encode = sizes_to_encode(self.config, refs, canvas)
-        steps = _Steps(progress, 1 + len(to_encode) + count + len(self._tiles(lr.height, lr.width, self.tile)) * count)
 
         with self.backend_in_use.call() as on, telling("upscale the picture"):
             with _timed(stats, "prepare"):
@@ -299,6 +297,7 @@ class Upscaler:
             if details is not None:
                 details.ref_scales, details.canvas = self.config.ref_scales, canvas
             plan = self._planner.plan(on, sizes_of(padded.shape), to_encode, lr.bits // 8)
+            steps = _Steps(progress, 1 + len(to_encode) + count + len(self._tiles(lr.height, lr.width, plan.tile)) * count)
             references = self._encoder(on, canvas, plan, stats, steps).all_references(refs)
             sr = SampleCanvas(on, lr) if plan.tight else TensorCanvas(on, (lr.height, lr.width))
             self._upscale(on, padded, (lr.height, lr.width), references, sr, seed, plan, stats, steps, details, history)
@@ -374,7 +373,7 @@ class Upscaler:
         restored = [Matched(references[i].features, matches[i], weight) for i, weight in zip(needed, maps, strict=True)]
         del matches, relevances, on_host, weights, shares
 
-        tile = self.tile
+        tile = plan.tile
         planned = len(self._tiles(*size, tile))
         order = plan.order(size, lr_features, [references[i] for i in needed])
         steps.leave_out(planned * len(references) - len(order.windows) * len(needed))
@@ -461,10 +460,10 @@ def _timed(stats: Stats | None, stage: str) -> Iterator[None]:
         stats.add(stage, time.perf_counter() - begin)
 
 
-def _check_settings(tile: int, matching: str, skip: float | None) -> None:
+def _check_settings(tile: int | None, matching: str, skip: float | None) -> None:
     if skip is not None and not 0 <= skip < 1:
         raise AmsaError(f"skip is {skip}; it must be from 0 (restore all references) to less than 1")
-    if tile < 1:
+    if tile is not None and tile < 1:
         raise AmsaError(f"tile is {tile}; it must be at least 1 LR pixel")
     if matching not in MATCHINGS:
         raise AmsaError(f"unknown matching {matching!r}; choose one of {', '.join(MATCHINGS)}")

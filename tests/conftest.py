@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +25,30 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Graphs are compiled inside examples, so single examples may be slow.
 settings.register_profile("amsa", deadline=None, max_examples=25)
 settings.load_profile("amsa")
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run `amsa` with arguments, in this process: exit code, stdout and stderr, with what C++ wrote there."""
+    from amsa import cli
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["amsa", *map(str, arguments)])
+        with warnings.catch_warnings():  # main() takes over how warnings are shown
+            warnings.simplefilter("default")
+            try:
+                cli.main()
+                code: Any = 0
+            except SystemExit as e:
+                code = e.code or 0
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
 
 COMMITTED = Path(__file__).parent / "golden"
 GOLDEN = Path(os.environ.get("AMSA_GOLDEN_DIR") or COMMITTED)

@@ -7,7 +7,6 @@ import shutil
 import struct
 import subprocess
 import sys
-import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +17,12 @@ import pytest
 from PIL import Image
 
 import amsa
-from amsa import cli
 from amsa.engine import demo
 from amsa.engine.images import from_array
 
+from .conftest import Run
+
 SHIPPED = Path(amsa.__file__).parent / "weights" / "small"
-Run = Callable[..., tuple[int, str, str]]
 
 
 def save(path: Path, height: int, width: int, seed: int = 0) -> Path:
@@ -40,26 +39,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save(tmp_path / "ref2.png", 64, 64, 2)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run `amsa` with arguments; exit code, stdout and stderr, with what C++ wrote there."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["amsa", *map(str, arguments)])
-        with warnings.catch_warnings():  # main() takes over how warnings are shown
-            warnings.simplefilter("default")
-            try:
-                cli.main()
-                code: Any = 0
-            except SystemExit as e:
-                code = e.code or 0
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def state(folder: Path) -> dict[str, bytes]:

@@ -19,12 +19,12 @@ import pytest
 from PIL import Image
 
 import amsa
-from amsa import cli
 from amsa.engine import demo
 from amsa.engine.images import from_array
 
+from .conftest import Run
+
 SHIPPED = Path(amsa.__file__).parent / "weights" / "small"
-Run = Callable[..., tuple[int, str, str]]
 
 
 def write_picture(path: Path, height: int, width: int, seed: int = 0) -> Path:
@@ -40,24 +40,6 @@ def photos(tmp_path: Path) -> Path:
     write_picture(tmp_path / "lr.png", 16, 20)
     write_picture(tmp_path / "ref.png", 64, 72, seed=1)
     return tmp_path
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run `amsa` with arguments; returns exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["amsa", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as e:
-            code = e.code if isinstance(e.code, int) else int(e.code is not None)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def check_refused(result: tuple[int, str, str], *words: str) -> None:

@@ -21,10 +21,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from amsa import cli
+from .conftest import Run
 
 JOURNAL = ".amsa-run.jsonl"
-Run = Callable[..., tuple[int, str, str]]
 
 
 def picture(height: int, width: int, channels: int = 3, seed: int = 0, dtype: type = np.uint8) -> NDArray[Any]:
@@ -32,24 +31,6 @@ def picture(height: int, width: int, channels: int = 3, seed: int = 0, dtype: ty
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, np.iinfo(dtype).max + 1, (height, width, channels), dtype)
     return pixels[..., 0] if channels == 1 else pixels
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run `amsa` with arguments; returns exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["amsa", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as e:
-            code = e.code if isinstance(e.code, int) else int(e.code is not None)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from ...plugins.gpus import GPUS, Gpu
 from ..backends import SHIPPED_ENGINE_MODEL
 from ..engine_cache import SUFFIX, Sidecar, plugins_hash, read_sidecar
 from ..tensorrt_build import engines_folder
-from ..upscaler import TILE
+from ..tiling import TILE
 from .halving import Priced, to_halve
 from .machine import machine
 from .picture_work import Sizes, Workload

@@ -9,7 +9,7 @@ from typing import Any
 from ...plugins import DEFORMABLE_SAMPLE
 from ...plugins.gpus import Gpu
 from ..engine_shapes import TILED
-from ..upscaler import TILE
+from ..tiling import TILE
 from .graph_kernels import FLOAT_MATCHING, FLOAT_PRODUCT, INT8_MATCHING, Kernel
 from .picture_work import COPY, WEIGHT_COPY
 from .roofline import LAUNCH_US, Cost, cost

@@ -16,8 +16,7 @@ from ...manifest import ModelFolder
 from ...stages import SCALE, Stage
 from ..engine_shapes import TILED, dimensions
 from ..references import lr_and_scales
-from ..tiling import cut
-from ..upscaler import TILE
+from ..tiling import TILE, cut
 from .graph_kernels import MEMORY, Kernel, kernels
 from .graph_shapes import Graph
 

@@ -30,6 +30,7 @@ from amsa.export import export_folder
 from amsa.export.layer_precision import LayerPrecision, conv_layers, identity, read_precision
 from amsa.manifest import ModelFolder
 
+from ..conftest import Run
 from .conftest import TINY, save, tiny_network
 
 
@@ -176,6 +177,7 @@ def test_a_layer_that_float16_cannot_hold_is_kept(pairs: Path, tmp_path: Path) -
     assert abs(full - kept).max() < 0.02
 
 
+@pytest.mark.slow  # an export
 def test_activations_that_are_no_numbers(pairs: Path, tmp_path: Path) -> None:
     model = tiny_network()
     with torch.no_grad():
@@ -292,9 +294,11 @@ def test_the_command(tiny: Path, pairs: Path, tmp_path: Path) -> None:
         (["-o", "no/folder/x.json"], "no such folder; create it first"),
     ],
 )
-def test_what_is_refused_on_the_command_line(tiny: Path, pairs: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_what_is_refused_on_the_command_line(
+    run: Run, tiny: Path, pairs: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
     given = arguments if "-o" in arguments else ["-o", str(tmp_path / "x.json"), *arguments]
-    code, _, err = cli(tiny, "--data", pairs, *given)
+    code, _, err = run("calibrate", tiny, "--data", pairs, *given)
     assert code == 2
     assert message in err
     assert len(err.strip().splitlines()) == 1
@@ -323,6 +327,7 @@ def test_a_folder_in_the_output_s_place(tiny: Path, pairs: Path, tmp_path: Path)
         calibrate(tiny, [pairs], tmp_path / "x.json", crops=8)
 
 
+@pytest.mark.slow
 def test_one_picture_is_told(tiny: Path, tmp_path: Path) -> None:
     save(tmp_path / "a.png", 200, 200)
     code, _, err = cli(tiny, "--data", tmp_path, "-o", tmp_path / "x.json", "--crops", 8)

@@ -52,6 +52,7 @@ def test_the_small_model_keeps_what_is_read_twice() -> None:
     assert before["LeakyRelu"] - after["LeakyRelu"] == 3
 
 
+@pytest.mark.slow  # an export
 def test_the_published_model_is_rewritten_whole(published: Path) -> None:
     after = ops(for_cpu("restore", ModelFolder.open(published).graphs["restore"]))
     assert (after["DeformableSample"], after["DeformableConv"]) == (0, 6)
@@ -150,7 +151,7 @@ def inputs_of(rng: np.random.Generator, backend: OnnxRuntimeBackend, size: tuple
 
 
 @pytest.mark.parametrize("size", [(16, 16), (24, 40), (8, 72)])
-@pytest.mark.parametrize("which", ["small", "small fp16", "published"])
+@pytest.mark.parametrize("which", ["small", "small fp16", pytest.param("published", marks=pytest.mark.slow)])
 def test_restoring_as_exported(request: pytest.FixtureRequest, which: str, size: tuple[int, int]) -> None:
     path = {"small": SHIPPED_MODEL, "small fp16": SHIPPED_ENGINE_MODEL}.get(which) or request.getfixturevalue("published")
     folder = ModelFolder.open(path)

@@ -25,7 +25,8 @@ from amsa.engine.explain.writing import FILES
 from amsa.engine.images import Photo, from_array, read_photo, resize_bicubic
 
 from ..browser import OpenPage
-from ..test_command_line import Run, check_refused, run  # noqa: F401  (fixture)
+from ..conftest import Run
+from ..test_command_line import check_refused
 from .test_ranking import scene
 from .test_upscaler import PUBLISHED, checkpoint, picture
 
@@ -310,7 +311,7 @@ def save(path: Path, pixels: NDArray[Any]) -> Path:
     return path
 
 
-def test_the_command(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_the_command(run: Run, tmp_path: Path) -> None:
     lr, ref = save(tmp_path / "lr.png", picture(16, 20)), save(tmp_path / "ref.png", picture(64, 72, 1))
     folder = tmp_path / "what" / "happened"
     code, out, err = run("upscale", lr, ref, "-o", tmp_path / "sr.png", "--explain", folder, "--threads", 1)
@@ -322,7 +323,7 @@ def test_the_command(run: Run, tmp_path: Path) -> None:  # noqa: F811
     assert report["model"].startswith("small model, onnxruntime (CPU")
 
 
-def test_the_command_refuses_before_it_works(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_the_command_refuses_before_it_works(run: Run, tmp_path: Path) -> None:
     lr, ref = save(tmp_path / "lr.png", picture(16, 20)), save(tmp_path / "ref.png", picture(64, 72, 1))
     check_refused(run("upscale", lr, ref, "-o", tmp_path / "sr.png", "--explain", lr), "lr.png", "choose another folder")
     check_refused(run("upscale", lr, ref, "-o", tmp_path / "matched.png", "--explain", tmp_path), "matched.png would be replaced")

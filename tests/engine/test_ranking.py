@@ -22,8 +22,9 @@ from amsa.engine.engine_shapes import LR_SIZES, REF_SIZES, parse_sizes
 from amsa.engine.images import Photo, from_array, read_photo, resize_bicubic
 from amsa.engine.ranking import Thumbnails, rank
 
+from ..conftest import Run
 from ..cuda.cpu_driver import run_on_driver
-from ..test_command_line import Run, check_refused, run  # noqa: F401  (fixture)
+from ..test_command_line import check_refused
 from .test_upscaler import PUBLISHED, checkpoint, picture
 
 Pixels = NDArray[np.uint8]
@@ -229,7 +230,7 @@ def test_thumbnails_are_encoded_once_for_many_pictures(folder: Path, shipped: Up
 # ------------------------------------------------------------------------------------------------ the command
 
 
-def test_the_command_chooses_from_a_folder(run: Run, folder: Path) -> None:  # noqa: F811
+def test_the_command_chooses_from_a_folder(run: Run, folder: Path) -> None:
     for seed in range(5, 9):
         Image.fromarray(view(scene(seed))).save(folder / "refs" / f"{seed}.png")
     (folder / "refs" / "broken.png").write_bytes((folder / "refs" / "b.png").read_bytes()[:500])
@@ -248,7 +249,7 @@ def test_the_command_chooses_from_a_folder(run: Run, folder: Path) -> None:  # n
     assert report["seconds"]["rank"] > 0
 
 
-def test_the_command_says_which_references_served(run: Run, folder: Path) -> None:  # noqa: F811
+def test_the_command_says_which_references_served(run: Run, folder: Path) -> None:
     refs = [folder / "refs" / "b.png", folder / "refs" / "deep" / "a.JPG"]
     code, out, err = run("upscale", folder / "lr.png", *refs, "-o", folder / "sr.png", "--threads", 1)
     assert code == 0, err
@@ -259,7 +260,7 @@ def test_the_command_says_which_references_served(run: Run, folder: Path) -> Non
     assert "references: " not in one
 
 
-def test_the_command_refuses(run: Run, folder: Path) -> None:  # noqa: F811
+def test_the_command_refuses(run: Run, folder: Path) -> None:
     lr, sr = folder / "lr.png", folder / "sr.png"
     check_refused(run("upscale", lr, "-o", sr), "no reference photo", "--refs")
     check_refused(run("upscale", lr, "--refs", folder / "absent", "-o", sr), "absent is not a folder")

@@ -373,12 +373,13 @@ def test_single_files_that_are_refused(quick_file: AMSA, tmp_path: Path, name: s
     assert [p.name for p in tmp_path.rglob("*")] == ["folder.onnx"]
 
 
+@pytest.mark.slow  # exports
 @pytest.mark.parametrize(
     ("name", "sizes", "bodies"),
     [
         ("small", [(96, 64), (64, 160)], True),
         ("small", [(96, 64)], False),
-        pytest.param("reduced", [(96, 128), (96, 128)], True, marks=pytest.mark.slow),
+        ("reduced", [(96, 128), (96, 128)], True),
     ],
 )
 def test_a_single_file_equals_the_network(

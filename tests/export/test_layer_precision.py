@@ -145,6 +145,7 @@ def exported(precision: LayerPrecision, tmp_path_factory: pytest.TempPathFactory
     return path
 
 
+@pytest.mark.slow  # an export
 def test_an_export_with_int8_layers(exported: Path, precision: LayerPrecision) -> None:
     folder = ModelFolder.open(exported)
     assert set(folder.manifest.int8_layers) == set(precision.int8)
@@ -160,6 +161,7 @@ def test_an_export_with_int8_layers(exported: Path, precision: LayerPrecision) -
     assert 38 < compare_pictures(*pictures).psnr_y < 60  # it is int8, and near
 
 
+@pytest.mark.slow  # an export
 def test_parity_against_the_float32_network(exported: Path) -> None:
     model, _ = load_network(str(CHECKPOINT))
     stages = {p.stage: p for p in check_parity(model, ModelFolder.open(exported), (40, 48), (160, 192))}
@@ -261,13 +263,17 @@ def test_a_trunk_that_float16_cannot_hold() -> None:
 # ---------------------------------------------------------------------------------------------------------- bad files
 
 
-def test_a_file_of_another_model(precision: LayerPrecision, tmp_path: Path) -> None:
+def test_a_file_of_another_model(precision: LayerPrecision) -> None:
     graphs = model_graphs(ModelFolder.open(SHIPPED_MODEL))
     check_precision(graphs, precision, "x.json")
     with pytest.raises(AmsaError, match=r"x\.json: made for another model \(its weights differ\); run `amsa calibrate`"):
         check_precision(graphs, replace(precision, model="0" * 64), "x.json")
     with pytest.raises(AmsaError, match=r"the model has no layer nobody\.conv; make the file with `amsa calibrate`"):
         check_precision(graphs, replace(precision, int8={"nobody.conv": 1.0}), "x.json")
+
+
+@pytest.mark.slow  # an export
+def test_an_export_with_a_file_of_another_model(precision: LayerPrecision, tmp_path: Path) -> None:
     with pytest.raises(AmsaError, match="made for another model"):
         export_folder(*load_network("small", 3), tmp_path / "out", quantization=precision)
     assert not (tmp_path / "out").exists()

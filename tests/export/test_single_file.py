@@ -100,6 +100,7 @@ def test_samples_are_read_and_rounded_as_photos_are(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found[0, 0], levels[0, 0])
 
 
+@pytest.mark.slow  # an export
 def test_the_check_after_an_export(made: Made) -> None:
     model, path = made("fp32", True)
     found = check_single_file(model, path, (40, 48), (96, 128))

@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 from amsa.model import load_checkpoint
 
+from ..conftest import Run
+
 RECIPE = """
 variant = "small"
 steps = 3
@@ -37,14 +39,6 @@ def amsa(*arguments: object, processes: int = 0) -> subprocess.CompletedProcess[
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes else []
     command = [sys.executable, *launcher, "-m", "amsa", "train", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def error(*arguments: object) -> str:
-    done = amsa(*arguments)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    last: str = done.stderr.strip().splitlines()[-1]
-    return last
 
 
 @pytest.fixture
@@ -69,12 +63,13 @@ def test_a_run_ends_with_weights_that_load(tmp_path: Path, photo_folder: Path, r
     assert "from step 3 of 3" in again.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_their_batches_together(tmp_path: Path, photo_folder: Path, recipe: Path) -> None:
     for processes in (0, 2):
         done = amsa(recipe, "-o", tmp_path / str(processes), "--photos", photo_folder, "--device", "cpu", processes=processes)
         assert done.returncode == 0, done.stderr
     # Not the weights: Adam moves one whose gradient is all rounding by as much as any other. Its moments are means of gradients;
-    # here they differ by at most 0.4 % of a tensor's largest, and by more than the 2 % allowed where processes do not average theirs.
+    # here they differ by at most 0.4 % of a tensor's largest, and by more than 2 % where processes do not average theirs.
     one, two = (load_file(tmp_path / n / "restoration" / "state.safetensors") for n in ("0", "2"))
     moments = [name for name in one if name.endswith(".exp_avg")]
     assert len(moments) > 100
@@ -93,18 +88,24 @@ def test_given_pairs_train(tmp_path: Path, recipe: Path) -> None:
     assert "unpaired" in done.stderr
 
 
-def test_wrong_input_is_one_line(tmp_path: Path, photo_folder: Path, recipe: Path) -> None:
+def test_wrong_input_is_one_line(run: Run, tmp_path: Path, photo_folder: Path, recipe: Path) -> None:
+    def error(*arguments: object) -> str:
+        code, _, err = run("train", *arguments)
+        assert code == 2, err
+        assert "Traceback" not in err
+        return str(err.strip().splitlines()[-1])
+
     (tmp_path / "empty").mkdir()
-    run = ("-o", tmp_path / "run")
-    assert "nothing to train on: give --photos or --pairs" in error(recipe, *run)
-    assert "no usable photo in" in error(recipe, *run, "--photos", tmp_path / "empty")
-    assert "no such folder of training photos" in error(recipe, *run, "--photos", tmp_path / "absent")
-    assert "no two photos in it show the same place" in error(recipe, *run, "--photos", photo_folder, "--views", photo_folder)
-    assert "stage teacher learns from known correspondences" in error("paper", *run, "--pairs", _pairs(tmp_path))
-    assert "--device tpu does not exist" in error(recipe, *run, "--photos", photo_folder, "--device", "tpu")
+    to = ("-o", tmp_path / "run")
+    assert "nothing to train on: give --photos or --pairs" in error(recipe, *to)
+    assert "no usable photo in" in error(recipe, *to, "--photos", tmp_path / "empty")
+    assert "no such folder of training photos" in error(recipe, *to, "--photos", tmp_path / "absent")
+    assert "no two photos in it show the same place" in error(recipe, *to, "--photos", photo_folder, "--views", photo_folder)
+    assert "stage teacher learns from known correspondences" in error("paper", *to, "--pairs", _pairs(tmp_path))
+    assert "--device tpu does not exist" in error(recipe, *to, "--photos", photo_folder, "--device", "tpu")
     assert "cannot be made a folder" in error(recipe, "-o", recipe / "x", "--photos", photo_folder)
-    assert "one of paper, published, small" in error("huge", *run, "--photos", photo_folder)
-    assert "no such file" in error(recipe, *run, "--photos", photo_folder, "--init", tmp_path / "absent.safetensors")
+    assert "one of paper, published, small" in error("huge", *to, "--photos", photo_folder)
+    assert "no such file" in error(recipe, *to, "--photos", photo_folder, "--init", tmp_path / "absent.safetensors")
 
 
 def _pairs(tmp_path: Path) -> Path:
