@@ -2,7 +2,8 @@
 
 published: the published network on ONNX Runtime against PyTorch, LR 40x40 and 80x80, a reference of four times that, five scales.
 rewriting: what `engine/cpu_graphs.py` gives, the exported graphs beside the rewritten ones.
-picture: the shipped model, LR 480x270 to 1920x1080, reference 1920x1080: seconds and peak memory, before the rewriting and after.
+picture: the shipped model, LR 480x270 to 1920x1080, reference 1920x1080: seconds and peak memory, before the rewriting and after,
+and in smaller tiles.
 growth: seconds and peak memory by LR and by reference area.
 startup: seconds from the start of the process `amsa upscale` to its first kernel.
 """
@@ -29,6 +30,7 @@ from PIL import Image
 
 from amsa import Upscaler
 from amsa.engine.images import Photo
+from amsa.engine.tiling import TILE
 from amsa.engine.upscaler import Stats
 from amsa.export import export_folder, load_network
 from amsa.model.checkpoints import save_checkpoint
@@ -179,11 +181,13 @@ def rewriting(report: Report, quick: bool) -> None:
     stages(report, "rewritten: stages", after, lr, ref)
 
 
-def _picture(lr: tuple[int, int], ref: tuple[int, int], exported: bool = False) -> tuple[float, float, float]:
+def _picture(
+    lr: tuple[int, int], ref: tuple[int, int], exported: bool = False, tile: int | None = None
+) -> tuple[float, float, float]:
     """Seconds, CPU seconds and peak MB of one picture in a process that has done nothing else."""
     pair = photo(*lr, 1), photo(*ref, 2)
     with as_exported() if exported else nullcontext():
-        upscaler = Upscaler(threads=THREADS)
+        upscaler = Upscaler(threads=THREADS, tile=tile)
     cost: list[Any] = []
     _, peak = peak_memory(lambda: cost.append(cost_of(lambda: upscaler.upscale_photo(pair[0], [pair[1]]))))
     return cost[0].wall, cost[0].cpu, peak / 1e6
@@ -193,9 +197,9 @@ def picture(report: Report, quick: bool) -> None:
     """480x270 to 1920x1080, before and after."""
     lr, ref = ((24, 16), (96, 64)) if quick else ((480, 270), (1920, 1080))
     rows = []
-    for name, exported in (("as exported", True), ("rewritten", False)):
-        wall, cpu, peak = in_new_process(_picture, lr, ref, exported)
-        rows.append({"graphs": name, "s": wall, "CPU s": cpu, "peak MB": peak})
+    for name, exported, tile in (("as exported", True, None), ("rewritten", False, None), ("rewritten", False, TILE)):
+        wall, cpu, peak = in_new_process(_picture, lr, ref, exported, tile)
+        rows.append({"graphs": name, "tiles": tile or "largest", "s": wall, "CPU s": cpu, "peak MB": peak})
     report.table(
         "picture", rows, f"LR {lr[0]}x{lr[1]}, reference {ref[0]}x{ref[1]}, shipped model, PyTorch's libraries (~200 MB) included"
     )

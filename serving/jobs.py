@@ -138,8 +138,9 @@ class Jobs:
         if not self._thread.is_alive():
             raise Refusal(503, "the server's worker has died; restart the server")
         if len(self._waiting) >= self._limits.queue:
-            seconds = max(1, math.ceil(self._last_seconds))
-            raise Refusal(503, f"the queue is full: {len(self._waiting)} pictures wait; try again in {seconds} s", seconds)
+            seconds, count = max(1, math.ceil(self._last_seconds)), len(self._waiting)
+            waiting = "1 picture waits" if count == 1 else f"{count} pictures wait"
+            raise Refusal(503, f"the queue is full: {waiting}; try again in {seconds} s", seconds)
 
     def add(self, work: Work, notes: list[str]) -> Job:
         """Queue a job; Refusal 503 where there is no room."""

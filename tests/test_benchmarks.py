@@ -139,7 +139,11 @@ def test_pipeline(tmp_path: Path, run: Callable[..., str]) -> None:
     tables = tables_of(tmp_path / "pipeline.json", printed)
     names = ["ONNX Runtime", "PyTorch, our kernels", "PyTorch, sampling in PyTorch"]
     assert [r["by"] for r in tables["published"]] == names
-    assert [r["graphs"] for r in tables["picture"]] == ["as exported", "rewritten"]
+    assert [(r["graphs"], r["tiles"]) for r in tables["picture"]] == [
+        ("as exported", "largest"),
+        ("rewritten", "largest"),
+        ("rewritten", 128),
+    ]
     assert all(r["peak MB"] > 50 for title, rows in tables.items() if title.startswith("growth") for r in rows)
     assert find(tables, "startup")[0]["slowest"] < 60
     assert Image.open(tmp_path / "pipeline-growth.png").size[0] > 300

@@ -154,7 +154,7 @@ def made_from(
         "clip": clip,
         "references": [_digest(photo.rgb) for photo in photos],
         "model": _digest(_sample(upscaler)),
-        "setting": [seed, upscaler.matching, upscaler.skip],
+        "setting": [seed, upscaler.matching, upscaler.skip, upscaler.consistent],
         "codec": [codec, quality, segment],
         "version": [__version__, av.__version__, *(f"{name} {version}" for name, version in sorted(av.library_versions.items()))],
     }

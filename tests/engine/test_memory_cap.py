@@ -22,9 +22,9 @@ from amsa.engine import memory, planning
 from amsa.engine.features import Reference, ScaleFeatures, features_bytes
 from amsa.engine.images import PackedPhoto, from_array, read_photo, to_array, write_photo
 from amsa.engine.memory import Memory, is_out_of_memory, parse_bytes, show_bytes
-from amsa.engine.planning import Plan
+from amsa.engine.planning import LARGE_TILE, Plan
 from amsa.engine.restoration import Order
-from amsa.engine.tiling import cut
+from amsa.engine.tiling import TILE, cut
 from amsa.engine.upscaler import Stats
 from amsa.model import AMSA, save_checkpoint
 
@@ -334,6 +334,25 @@ def test_what_does_not_fit_is_told(call: Callable[[Plan, Sequence[Reference]], o
         call(plan_with(800e6, refs), refs)
     assert "scale the pictures down, or allow more memory" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@linux
+def test_larger_tiles_where_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    lr, refs = (272, 480), [(1088, 1920)]
+    need = {tile: int(planning.generous(CONFIG, "fp32", tile, lr, refs)) + 1 for tile in (TILE, LARGE_TILE)}
+    free, given = Upscaler(threads=1), Upscaler(threads=1, tile=64)
+    monkeypatch.setattr(planning.Planner, "_measure", lambda *_: 1.0)
+    for room, tile, tight in (
+        (need[LARGE_TILE], LARGE_TILE, False),
+        (need[LARGE_TILE] - 2, TILE, False),
+        (need[TILE], TILE, False),
+        (need[TILE] - 2, TILE, True),
+    ):
+        monkeypatch.setattr(Memory, "room", lambda _, room=room: room)
+        for upscaler, expected in ((free, (tile, tight)), (given, (64, False))):
+            with upscaler.backend_in_use.call() as on:
+                plan = upscaler._planner.plan(on, lr, refs, 1)
+            assert (plan.tile, plan.tight) == expected
 
 
 @linux

@@ -235,7 +235,7 @@ def test_drop_and_full_queue_and_cancel(visit: Visit, served: Served, files: Pat
     third = visit(served.url)
     choose(third, files, "small.png", "sharp.png")
     upscale(third)
-    expect(third.get_by_role("alert")).to_contain_text("the queue is full: 1 pictures wait; try again in")
+    expect(third.get_by_role("alert")).to_contain_text("the queue is full: 1 picture waits; try again in")
 
     page.get_by_role("button", name="Cancel").click()
     expect(page.get_by_role("alert")).to_have_text("Cancelled.")
