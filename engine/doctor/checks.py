@@ -74,6 +74,15 @@ GROUPS: tuple[tuple[str, tuple[Check, ...]], ...] = (
         ),
     ),
     (
+        "photos of phones, clips, serving, clusters",
+        (
+            _package_check("pi-heif", "pi_heif", "heic"),
+            _package_check("av", "av", "video"),
+            _package_check("fastapi", "fastapi", "serve"),
+            _package_check("ray", "ray", "ray"),
+        ),
+    ),
+    (
         "GPU",
         (
             Check("driver", gpu.check_driver, _NVIDIA_SMI),

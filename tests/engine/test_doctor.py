@@ -181,7 +181,7 @@ def test_every_package_is_asked_for() -> None:
             ("tensorrt", "tensorrt"),
         )
     ]
-    assert len(asked) == 14
+    assert len(asked) == 18
     for package, _, *extra in asked:
         assert str(packages.asked_for(package, extra[0] if extra else "")), package
 
