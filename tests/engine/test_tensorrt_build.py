@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 import pytest
 
-from amsa import AmsaError, cli
+from amsa import AmsaError
 from amsa.config import VARIANTS
 from amsa.engine import tensorrt_build, tensorrt_module
 from amsa.engine.backends import SHIPPED_ENGINE_MODEL as SHIPPED
@@ -33,6 +33,8 @@ from amsa.export.layer_precision import LayerPrecision, read_precision, set_prec
 from amsa.manifest import FILE_NAME, GraphFile
 from amsa.plugins import DOMAIN, VERSION
 from amsa.plugins import tensorrt as our_plugins
+
+from ..conftest import Run
 
 if find_spec("tensorrt_rtx") is None:
     pytest.skip("tensorrt_rtx is not installed: pip install 'amsa[rtx]'", allow_module_level=True)
@@ -540,21 +542,9 @@ def test_a_graph_that_cannot_be_read(place: Path, tmp_path: Path, only: Callable
 # ------------------------------------------------------------------------------------------------ the command line
 
 
-def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object) -> tuple[int, str, str]:
-    capfd.readouterr()
-    monkeypatch.setattr(sys, "argv", ["amsa", *map(str, arguments)])
-    try:
-        cli.main()
-        code: Any = 0
-    except SystemExit as e:
-        code = e.code or 0
-    captured = capfd.readouterr()
-    return code, captured.out, captured.err
-
-
-def test_build_prints_a_table(place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_prints_a_table(place: Path, run: Run) -> None:
     (place / "small.engines" / "rtx-sm75-fp16" / "finish.engine").unlink()
-    code, out, err = run(capfd, monkeypatch, "build", place / "small", "--target", "sm75")
+    code, out, err = run("build", place / "small", "--target", "sm75")
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert "│match      │ 15     │ 4       │" in out
@@ -581,10 +571,8 @@ def test_build_prints_a_table(place: Path, capfd: pytest.CaptureFixture[str], mo
         (["--target", "sm75", "--ref-shapes", "0x8/8x8/8x8"], "reference sizes 0x8/8x8/8x8: 0 does not fit"),
     ],
 )
-def test_wrong_arguments_are_one_line(
-    arguments: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code, out, err = run(capfd, monkeypatch, "build", SHIPPED, *arguments, "-o", tmp_path / "out")
+def test_wrong_arguments_are_one_line(arguments: list[str], message: str, tmp_path: Path, run: Run) -> None:
+    code, out, err = run("build", SHIPPED, *arguments, "-o", tmp_path / "out")
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert message in err
@@ -593,13 +581,13 @@ def test_wrong_arguments_are_one_line(
 
 
 @pytest.mark.parametrize("arguments", [["--target", "native"], ["--target", "sm75", "--runtime", "tensorrt"]])
-def test_without_a_gpu(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu(arguments: list[str], monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     def none() -> Any:
         raise AmsaError("there is no NVIDIA GPU here (no driver: libcuda.so.1)")
 
     monkeypatch.setattr(tensorrt_build, "gpu", none)
     monkeypatch.setattr(tensorrt_build, "import_tensorrt", lambda _: trt)
-    code, _, err = run(capfd, monkeypatch, "build", SHIPPED, *arguments)
+    code, _, err = run("build", SHIPPED, *arguments)
     assert code == 2
     assert f"error: {' '.join(arguments[-2:])} builds on the GPU that runs the engine, and there is no NVIDIA GPU here" in err
 

@@ -39,7 +39,7 @@ Picture = Callable[..., NDArray[np.uint8]]
 STAGES = ["encode_ref", "encode_lr", "match", "match_exact", "restore", "finish"]
 
 
-@pytest.mark.parametrize("name", ["small", "reduced"])
+@pytest.mark.parametrize("name", ["small", pytest.param("reduced", marks=pytest.mark.slow)])
 def test_the_folder_holds_checked_graphs(exported: Exported, name: str) -> None:
     model, folder, _ = exported(name)
     assert {p.name for p in folder.iterdir()} == {"manifest.json", *(f"{s}.onnx" for s in STAGES)}
@@ -68,7 +68,7 @@ def test_the_files_tell_nothing_of_the_exporting_machine(exported: Exported) -> 
             assert word.encode() not in content, (path.name, word)
 
 
-@pytest.mark.parametrize("name", ["small", "reduced", pytest.param("paper", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["small", *(pytest.param(name, marks=pytest.mark.slow) for name in ("reduced", "paper"))])
 def test_parity_after_an_export(exported: Exported, name: str) -> None:
     model, folder, _ = exported(name)
     results = check_parity(model, ModelFolder.open(folder), (40, 48), (160, 192))
